@@ -1,0 +1,59 @@
+# Every target installs what it needs first (.ci/install) and works on a bare Debian 12, as root or through sudo.
+#
+#   make demo       a pool, a mount, a disk image in and out, each step shown with the command to type
+#   make test       the tests: about ten minutes on two cores
+#   make check      format, lint, types, tests: the one gate, what CI runs
+#   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
+#   make fuzz       random operations through the kernel against a model          SECONDS=60
+#   make simulate   power cuts: states in which unsynced writes are lost or torn   ROUNDS=500
+#   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
+#   make bare       demo and test inside a fresh Debian 12 made by debootstrap
+
+PYTHON ?= python3
+PY := .venv/bin/python
+SEED ?=
+LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
+
+.PHONY: demo test check format lint types bench fuzz simulate crash bare clean install-run install-test
+
+install-run install-test:
+	@.ci/install $(@:install-%=%) $(PYTHON)
+
+demo: install-run
+	@$(PY) -m tools.demo $(ARGS)
+
+test: install-test
+	$(PY) -m pytest $(ARGS)
+
+lint: install-test
+	$(PY) -m ruff check .
+
+format: install-test
+	$(PY) -m ruff format --check .
+
+types: install-test
+	$(PY) -m mypy
+
+check: format lint types test
+
+bench: install-test
+	$(PY) -m tools.cli bench $(ARGS)
+
+fuzz: SECONDS ?= 60
+fuzz: install-test
+	$(PY) -m pytest tests/mount/test_random_operations.py --seconds=$(SECONDS) $(LONG) $(ARGS)
+
+simulate: ROUNDS ?= 500
+simulate: install-test
+	$(PY) -m pytest tests/crash/test_power_cut.py --rounds=$(ROUNDS) $(LONG) $(ARGS)
+
+crash: ROUNDS ?= 50
+crash: install-test
+	$(PY) -m pytest tests/crash/test_kill.py --rounds=$(ROUNDS) $(LONG) $(ARGS)
+
+bare:
+	@.ci/install bare
+	tests/bare_machine.sh $(ARGS)
+
+clean:
+	rm -rf .venv .build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
