@@ -1,0 +1,501 @@
+"""The embedded catalog: one SQLite file in the pool directory, for all nodes of one machine.
+
+    row    key, value (NULL: deleted), revision, lease
+    lease  id, ttl_ns, ends_ns (wall clock)
+    meta   revision of the last transaction; compacted: deletions up to here may have been dropped
+
+A deleted row stays as a tombstone for ``HISTORY_REVISIONS``, so "what has happened since revision N" is one
+range of an index on ``revision``. That is how a watch learns of other processes' transactions; its own
+process's it gets from memory. SQLite notices those others by its ``data_version``, which is polled.
+
+Durable: WAL with synchronous=FULL, one ``fsync`` a transaction. The calls block, so they run in a thread, one
+at a time, since there is one connection. **Invariant** events are published in order of revision: the lock is
+held from before the transaction until its events are published.
+
+A full disk must not keep anybody from deleting: some space is set aside (``catalog.reserve``), and given up
+for a transaction that deletes.
+"""
+
+import ctypes
+import errno
+import os
+import pathlib
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import trio
+
+from metadata.catalog import Change, Compacted, Event, Row
+from metadata.catalog_history import RecentEvents
+from metadata.errors import (
+    Conflict,
+    Corrupt,
+    Exists,
+    InvalidRequest,
+    NoSpace,
+    NotFound,
+    ReadOnly,
+    Unavailable,
+    VdiskfsError,
+)
+
+SCHEMA_VERSION = 1
+HISTORY_REVISIONS = 16384
+"""A process that was stopped for longer reads everything again; bounds the tombstones."""
+PRUNE_EVERY = 1024
+POLL_S = 0.2
+"""How long another process's transaction may stay unnoticed."""
+BUSY_S = 10.0
+"""Another process's transaction takes milliseconds; one that holds the file longer than this is stuck."""
+RESERVE_BYTES = 1 << 20
+CACHE_KIB = 2048
+
+_SCHEMA = f"""
+CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES ('revision', 0), ('compacted', 0);
+CREATE TABLE row (
+    key BLOB PRIMARY KEY, value BLOB, revision INTEGER NOT NULL, lease INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX row_revision ON row (revision);
+CREATE INDEX row_tombstone ON row (revision) WHERE value IS NULL;
+CREATE INDEX row_lease ON row (lease) WHERE lease != 0;
+CREATE TABLE lease (id INTEGER PRIMARY KEY AUTOINCREMENT, ttl_ns INTEGER NOT NULL, ends_ns INTEGER NOT NULL);
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+_PUT = """INSERT INTO row (key, value, revision, lease) VALUES (?, ?, ?, ?) ON CONFLICT (key)
+DO UPDATE SET value = excluded.value, revision = excluded.revision, lease = excluded.lease"""
+_DELETE = "UPDATE row SET value = NULL, revision = ?, lease = 0 WHERE key = ? AND value IS NOT NULL"
+_COMPARE = "SELECT revision FROM row WHERE key = ? AND value IS NOT NULL"
+
+_NETWORK_FILESYSTEMS = {
+    0x6969: "nfs",
+    0xFF534D42: "cifs",
+    0xFE534D42: "smb2",
+    0x517B: "smb",
+    0x00C36400: "ceph",
+    0x5346414F: "afs",
+    0x01021997: "9p",
+    0x01161970: "gfs2",
+    0x7461636F: "ocfs2",
+    0x0BD00BD0: "lustre",
+    0x47504653: "gpfs",
+    0x19830326: "beegfs",
+    0x73757245: "coda",
+    0x564C: "ncp",
+}
+"""By statfs(2)'s f_type: where file locks or shared memory of several hosts cannot be relied on."""
+
+_ResultT = TypeVar("_ResultT")
+
+
+def filesystem_magic(path: pathlib.Path) -> int:
+    """The f_type that statfs(2) gives for the filesystem ``path`` is on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    answer = (ctypes.c_long * 64)()  # struct statfs begins with a long, f_type, and is smaller than this
+    if libc.statfs(os.fsencode(path), ctypes.byref(answer)) != 0:
+        raise Unavailable(f"cannot look at {path}: {os.strerror(ctypes.get_errno())}")
+    return answer[0] & 0xFFFFFFFF
+
+
+def refuse_network_filesystem(path: pathlib.Path, *, magic: int) -> None:
+    """SQLite's locks do not reach across hosts.
+
+    Raises:
+        InvalidRequest: the path is on a filesystem that hosts share.
+    """
+    name = _NETWORK_FILESYSTEMS.get(magic)
+    if name is not None:
+        raise InvalidRequest(
+            f"{path} is on a network filesystem ({name}), where the embedded catalog is not safe; "
+            "use a local directory or a catalog server"
+        )
+
+
+def create_sqlite_catalog(path: pathlib.Path) -> None:
+    """Make an empty catalog, durable when this returns. Blocks; formatting is its only user.
+
+    Raises:
+        Exists: there is one.
+        InvalidRequest: the place is on a network filesystem.
+    """
+    refuse_network_filesystem(path, magic=filesystem_magic(path.parent))
+    if path.exists():
+        raise Exists(f"there is a catalog already path={path}")
+    with _our_errors(path):
+        db = _connect(path)
+        try:
+            _prepare(db)
+            db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        finally:
+            db.close()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+async def open_sqlite_catalog(
+    path: pathlib.Path,
+    *,
+    clock_ns: Callable[[], int] = time.time_ns,
+    magic_of: Callable[[pathlib.Path], int] = filesystem_magic,
+) -> "SqliteCatalog":
+    """The catalog at ``path``, which exists.
+
+    Raises:
+        NotFound: it does not.
+        InvalidRequest: it is on a network filesystem, or of a newer version.
+        Corrupt: the file is no catalog.
+    """
+
+    def open_and_check() -> tuple[sqlite3.Connection, int]:
+        refuse_network_filesystem(path, magic=magic_of(path.parent))
+        if not path.exists():
+            raise NotFound(f"the pool's catalog is missing path={path}")
+        with _our_errors(path):
+            db = _connect(path)
+            try:
+                _check_version(db, path)
+                _prepare(db)
+                return db, _number(db, "revision")
+            except BaseException:
+                db.close()
+                raise
+
+    db, revision = await trio.to_thread.run_sync(open_and_check)
+    return SqliteCatalog(db, path, revision=revision, clock_ns=clock_ns)
+
+
+def _connect(path: pathlib.Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+
+
+def _check_version(db: sqlite3.Connection, path: pathlib.Path) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise InvalidRequest(f"the catalog was made by a newer vdiskfs path={path} version={version}")
+    if version < SCHEMA_VERSION:
+        raise Corrupt(f"no catalog of vdiskfs path={path}")
+
+
+def _number(db: sqlite3.Connection, name: str) -> int:
+    (value,) = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    assert isinstance(value, int)
+    return value
+
+
+@contextmanager
+def _our_errors(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise _our_error(exc, path) from exc
+
+
+def _our_error(exc: sqlite3.Error, path: pathlib.Path) -> VdiskfsError:
+    code = getattr(exc, "sqlite_errorcode", 0)
+    primary = code & 0xFF
+    facts = f"path={path} sqlite={getattr(exc, 'sqlite_errorname', exc)}"
+    if primary == sqlite3.SQLITE_FULL:
+        return NoSpace(f"the pool is full: the catalog cannot grow {facts}")
+    if primary == sqlite3.SQLITE_IOERR and _is_full(path):  # such as when its shared memory cannot grow
+        return NoSpace(f"the pool is full: the catalog cannot grow {facts}")
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return Corrupt(f"the catalog is damaged {facts}")
+    if primary == sqlite3.SQLITE_READONLY:
+        return ReadOnly(f"the catalog cannot be written {facts}")
+    return Unavailable(f"the catalog does not answer: {exc} {facts}")
+
+
+def _is_full(path: pathlib.Path) -> bool:
+    try:
+        space = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return space.f_bavail * space.f_frsize < RESERVE_BYTES
+
+
+def _end_of_prefix(prefix: bytes) -> bytes:
+    """The first key after all that start with ``prefix``; our keys hold no 0xff in their first byte."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\xff"
+
+
+class _Reserve:
+    """Space set aside on the pool's disk. Used by the catalog's thread only."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._whole = False
+
+    def fill(self) -> None:
+        """Have the space, unless the disk is full; then some later call will."""
+        if self._whole:
+            return
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, RESERVE_BYTES)
+            finally:
+                os.close(fd)
+        except OSError:
+            return
+        self._whole = True
+
+    def give_up(self) -> bool:
+        """Free the space; False if there was none."""
+        had = self._whole
+        self._whole = False
+        try:
+            os.truncate(self._path, 0)
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:
+                return False
+        return had
+
+
+class SqliteCatalog:
+    """One process's connection. Opened by ``open_sqlite_catalog``, closed by ``aclose``."""
+
+    def __init__(
+        self, db: sqlite3.Connection, path: pathlib.Path, *, revision: int, clock_ns: Callable[[], int]
+    ) -> None:
+        self._db = db
+        self._path = path
+        self._clock_ns = clock_ns
+        self._lock = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+        self._reserve = _Reserve(path.with_name("catalog.reserve"))
+        self._history = RecentEvents(revision)
+        self._data_version = -1
+        self._polled_at = -POLL_S
+
+    async def read(self, prefix: bytes) -> tuple[list[Row], int]:
+        async with self._lock:
+            return await self._in_thread(lambda: self._read(prefix))
+
+    async def transact(self, change: Change, *, lease: int = 0) -> int:
+        async with self._lock:
+            try:
+                revision, events = await self._in_thread(lambda: self._transact_or_make_room(change, lease))
+            except Conflict:  # somebody else's doing: let the watchers know before the caller tries again
+                await self._publish_news()
+                raise
+            self._publish(revision, events)
+        return revision
+
+    async def watch(self, prefix: bytes, *, after: int) -> AsyncGenerator[list[Event], None]:
+        position = after
+        while True:
+            if self._history.revision <= position:
+                with trio.move_on_after(POLL_S):
+                    await self._history.wait_for_more(position)
+                await self._poll()
+                continue
+            events, reached = self._history.events_after(position, prefix), self._history.revision
+            if events is None:
+                events, reached = await self._read_events(position, prefix)
+            position = reached
+            if events:
+                yield events
+
+    async def grant_lease(self, ttl_s: float) -> int:
+        ttl_ns = int(ttl_s * 1e9)
+
+        def grant() -> int:
+            with self._transaction():
+                ends_ns = self._clock_ns() + ttl_ns
+                cursor = self._db.execute(
+                    "INSERT INTO lease (ttl_ns, ends_ns) VALUES (?, ?)", (ttl_ns, ends_ns)
+                )
+                assert cursor.lastrowid is not None
+                return cursor.lastrowid
+
+        async with self._lock:
+            return await self._in_thread(grant)
+
+    async def keep_alive(self, lease: int) -> None:
+        def keep() -> int:
+            with self._transaction():
+                now_ns = self._clock_ns()
+                return self._db.execute(
+                    "UPDATE lease SET ends_ns = ? + ttl_ns WHERE id = ? AND ends_ns > ?",
+                    (now_ns, lease, now_ns),
+                ).rowcount
+
+        async with self._lock:
+            if await self._in_thread(keep) == 0:
+                raise NotFound(f"the lease has ended lease={lease}")
+
+    async def revoke(self, lease: int) -> None:
+        def end() -> tuple[int, list[Event] | None]:
+            self._db.execute("UPDATE lease SET ends_ns = 0 WHERE id = ?", (lease,))
+            return self._transact(Change(), 0)  # which ends the leases that are over
+
+        async with self._lock:
+            self._publish(*await self._in_thread(end))
+
+    async def damage(self) -> list[str]:
+        """What SQLite's own check finds wrong with the file; nothing, normally. Reads all of it."""
+        async with self._lock:
+            lines = await self._in_thread(lambda: self._db.execute("PRAGMA integrity_check(20)").fetchall())
+        return [line for (line,) in lines if line != "ok"]
+
+    async def aclose(self) -> None:
+        async with self._lock:
+            with trio.CancelScope(shield=True):  # closing takes a checkpoint of the log, no longer
+                await self._in_thread(self._db.close)
+
+    async def _in_thread(self, call: Callable[[], _ResultT]) -> _ResultT:
+        def translated() -> _ResultT:
+            with _our_errors(self._path):
+                return call()
+
+        return await trio.to_thread.run_sync(translated, limiter=self._limiter)
+
+    def _publish(self, revision: int, events: list[Event] | None) -> None:
+        if events is None:
+            self._history.restart(revision)
+        else:
+            self._history.publish(events, revision)
+
+    async def _poll(self) -> None:
+        """Learn of other processes' transactions and of leases that ended; at most once a ``POLL_S``."""
+        if trio.current_time() - self._polled_at < POLL_S:
+            await trio.lowlevel.checkpoint()
+            return
+        self._polled_at = trio.current_time()
+        async with self._lock:
+            await self._publish_news()
+
+    async def _publish_news(self) -> None:
+        news = await self._in_thread(self._look_for_news)
+        if news is not None:
+            self._publish(*news)
+
+    async def _read_events(self, position: int, prefix: bytes) -> tuple[list[Event], int]:
+        async with self._lock:
+            return await self._in_thread(lambda: self._events_from_file(position, prefix))
+
+    # Below: in the thread, under the lock.
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _read(self, prefix: bytes) -> tuple[list[Row], int]:
+        self._db.execute("BEGIN")  # so that rows and revision are of one moment
+        try:
+            found = self._db.execute(
+                "SELECT key, value, revision FROM row"
+                " WHERE key >= ? AND key < ? AND value IS NOT NULL ORDER BY key",
+                (prefix, _end_of_prefix(prefix)),
+            )
+            return [Row(*row) for row in found], _number(self._db, "revision")
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def _transact_or_make_room(self, change: Change, lease: int) -> tuple[int, list[Event] | None]:
+        try:
+            done = self._transact(change, lease)
+        except (sqlite3.Error, VdiskfsError) as exc:
+            error = _our_error(exc, self._path) if isinstance(exc, sqlite3.Error) else exc
+            if not isinstance(error, NoSpace) or not change.deletes or not self._reserve.give_up():
+                raise error from exc
+            return self._transact(change, lease)
+        self._reserve.fill()
+        return done
+
+    def _transact(self, change: Change, lease: int) -> tuple[int, list[Event] | None]:
+        """Returns the revision, and what has happened since the last event published (None: unknown)."""
+        with self._transaction():
+            before = _number(self._db, "revision")
+            revision, events = self._end_leases(before)
+            for key, expected in change.compares:
+                row = self._db.execute(_COMPARE, (key,)).fetchone()
+                if (row[0] if row else 0) != expected:
+                    raise Conflict(f"the catalog has changed key={key!r}")
+            if lease and not self._db.execute("SELECT 1 FROM lease WHERE id = ?", (lease,)).fetchone():
+                raise NotFound(f"the lease has ended lease={lease}")
+            revision, written = self._write(change, lease, base=revision)
+            events += written
+            if before != self._history.revision:
+                return revision, self._events_since(self._history.revision)
+            return revision, events
+
+    def _write(self, change: Change, lease: int, *, base: int) -> tuple[int, list[Event]]:
+        """Carry the writes out on top of revision ``base``."""
+        revision = base + 1
+        deleted = [key for key in change.deletes if self._db.execute(_DELETE, (revision, key)).rowcount]
+        if not change.puts and not deleted:
+            return base, []
+        self._db.executemany(_PUT, ((key, value, revision, lease) for key, value in change.puts))
+        self._db.execute("UPDATE meta SET value = ? WHERE name = 'revision'", (revision,))
+        if revision % PRUNE_EVERY == 0:
+            self._prune(revision - HISTORY_REVISIONS)
+        events = [Event(key, value, revision) for key, value in change.puts]
+        return revision, events + [Event(key, None, revision) for key in deleted]
+
+    def _prune(self, up_to: int) -> None:
+        gone = self._db.execute("DELETE FROM row WHERE value IS NULL AND revision <= ?", (up_to,)).rowcount
+        if gone:
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'compacted'", (up_to,))
+
+    def _end_leases(self, base: int) -> tuple[int, list[Event]]:
+        over = (self._clock_ns(),)
+        keys = self._db.execute(
+            "SELECT key FROM row WHERE lease IN (SELECT id FROM lease WHERE ends_ns <= ?) ORDER BY key", over
+        ).fetchall()
+        self._db.execute("DELETE FROM lease WHERE ends_ns <= ?", over)
+        return self._write(Change(deletes=tuple(key for (key,) in keys)), 0, base=base)
+
+    def _look_for_news(self) -> tuple[int, list[Event] | None] | None:
+        over = self._db.execute("SELECT 1 FROM lease WHERE ends_ns <= ?", (self._clock_ns(),)).fetchone()
+        if over:
+            return self._transact(Change(), 0)
+        (data_version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if data_version == self._data_version:
+            return None
+        self._db.execute("BEGIN")
+        try:
+            news = _number(self._db, "revision"), self._events_since(self._history.revision)
+        finally:
+            self._db.execute("ROLLBACK")
+        self._data_version = data_version  # an older one than the events': at worst they are read twice
+        return news
+
+    def _events_since(self, position: int) -> list[Event] | None:
+        """Every change above ``position``, or None if deletions among them have been pruned."""
+        if position < _number(self._db, "compacted"):
+            return None
+        found = self._db.execute(
+            "SELECT key, value, revision FROM row WHERE revision > ? ORDER BY revision, key", (position,)
+        )
+        return [Event(*row) for row in found]
+
+    def _events_from_file(self, position: int, prefix: bytes) -> tuple[list[Event], int]:
+        self._db.execute("BEGIN")
+        try:
+            events, revision = self._events_since(position), _number(self._db, "revision")
+        finally:
+            self._db.execute("ROLLBACK")
+        if events is None:
+            raise Compacted(f"the catalog's history is gone revision={position}")
+        return [event for event in events if event.key.startswith(prefix)], revision
