@@ -1,0 +1,94 @@
+"""What a keeper and a daemon are told at their start: one JSON argument each.
+
+The command line fills in ``KeeperSettings`` and starts ``python -m fusefs.keeper JSON``; the keeper mounts,
+adds the descriptors and starts ``python -m fusefs.node JSON`` with ``NodeSettings``. Nothing here is read
+from a file or the environment, so a daemon started again is told the same as the first.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from metadata.errors import InvalidRequest
+
+NO_FD = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """JSON there and back, the same for both; an unknown or a missing key is an error."""
+
+    def to_json(self) -> str:
+        """One line, which ``from_json`` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The settings in ``text``.
+
+        Raises:
+            InvalidRequest: it is not a JSON object with exactly our keys.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as problem:
+            raise InvalidRequest(f"settings are not JSON: {problem}") from problem
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            given = sorted(values) if isinstance(values, dict) else values
+            raise InvalidRequest(f"settings do not match, started by another release? got={given}")
+        return cls(**{key: _frozen(value) for key, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings(_Settings):
+    """What one daemon serves. All paths are absolute: it runs with ``/`` as working directory.
+
+    Attributes:
+        pool: the pool's directory.
+        mountpoint: where its vdisks appear; for messages, the daemon never opens it.
+        node: this node's name in the catalog.
+        state: the state directory (index, journal); locked by the keeper, for this daemon too.
+        control: the unix socket to make for the command line.
+        uid: whose mount it is: this user and root may use the control socket.
+        fuse_fd: /dev/fuse, mounted.
+        init_fd: the memory file that keeps the kernel's INIT request (``fusefs.handover``).
+        ready_fd: pipe for the one line that says ready or why not (``fusefs.handover``).
+        read_only: mounted with ``-o ro``.
+    """
+
+    pool: str
+    mountpoint: str
+    node: str
+    state: str
+    control: str
+    uid: int
+    fuse_fd: int
+    init_fd: int
+    ready_fd: int
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperSettings(_Settings):
+    """What one keeper mounts and keeps alive.
+
+    Attributes:
+        runtime: the folder of the mount's registry record and control socket.
+        options: the words given with ``-o``.
+        daemon: the command to start; its settings are appended as one argument.
+        ready_fd: pipe to the waiting ``vdiskfs mount``, or ``NO_FD`` in the foreground.
+    """
+
+    pool: str
+    mountpoint: str
+    node: str
+    state: str
+    runtime: str
+    options: tuple[str, ...]
+    daemon: tuple[str, ...]
+    ready_fd: int = NO_FD
