@@ -1,6 +1,6 @@
 """Builds the test guest, once, out of Debian packages: a kernel, and an initramfs of busybox and e2fsprogs.
 
-The result lies in ``.build/guest`` at the top of the work tree (outside git), where it stays for the next run.
+The result lies in ``.build/guest`` at the top of the work tree (outside git) and stays for the next run.
 Nothing is installed: the kernel package is only unpacked.
 """
 

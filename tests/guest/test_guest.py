@@ -1,4 +1,4 @@
-"""A real guest on a vdisk: it formats, writes, trims, and loses the daemon, the plug or the state directory."""
+"""A real guest on a vdisk: it formats, writes, trims, and loses daemon, plug or state directory."""
 
 import hashlib
 import pathlib
