@@ -1,0 +1,89 @@
+"""Asking a daemon over its control socket, without an event loop (``fusefs.control`` has the protocol)."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metadata import errors
+from metadata.errors import Unavailable, VdiskfsError
+
+RETRY_S = 3.0
+"""A daemon that is just being started again has no socket for a moment."""
+RETRY_PERIOD_S = 0.05
+ANSWER_BYTES_MAX = 256 << 20
+"""A single answer is a few megabytes at most; more means that something else speaks."""
+
+
+def call(
+    path: str,
+    verb: str,
+    arguments: Mapping[str, object],
+    *,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    timeout_s: float | None = None,
+) -> Any:
+    """The result of one verb.
+
+    Args:
+        path: the control socket.
+        progress: called with what the daemon reports meanwhile.
+        timeout_s: for each of its signs of life; None waits for ever.
+
+    Raises:
+        VdiskfsError: what the daemon raised.
+        Unavailable: it cannot be reached, or ended meanwhile.
+    """
+    with _connect(path) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                for line in iter(lambda: answers.readline(ANSWER_BYTES_MAX), b""):
+                    message = json.loads(line)
+                    if "result" in message:
+                        return message["result"]
+                    if "error" in message:
+                        raise _error(message)
+                    if progress is not None:
+                        progress(message["progress"])
+        except TimeoutError as problem:
+            raise Unavailable(f"the daemon does not answer within {timeout_s:g} s socket={path}") from problem
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise Unavailable(f"the daemon's answer broke off: {problem} socket={path}") from problem
+    raise Unavailable(f"the daemon ended before it answered, try again socket={path}")
+
+
+def _connect(path: str) -> socket.socket:
+    until = time.monotonic() + RETRY_S
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(path)
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError) as problem:
+            connection.close()
+            if time.monotonic() >= until:
+                raise Unavailable(
+                    f"the daemon does not answer, see 'vdiskfs status' socket={path}"
+                ) from problem
+        except PermissionError as problem:
+            connection.close()
+            raise Unavailable(
+                f"only the user who mounted it, or root, may ask this: uid={os.geteuid()}"
+            ) from problem
+        except OSError as problem:
+            connection.close()
+            raise Unavailable(f"cannot reach the daemon: {problem.strerror} socket={path}") from problem
+        time.sleep(RETRY_PERIOD_S)
+
+
+def _error(message: Mapping[str, Any]) -> VdiskfsError:
+    """The daemon's error as it was raised there."""
+    kind = getattr(errors, str(message.get("kind")), None)
+    if not (isinstance(kind, type) and issubclass(kind, VdiskfsError)):
+        kind = VdiskfsError
+    number = message.get("errno")
+    return kind(str(message["error"]), number=number if isinstance(number, int) else None)

@@ -1,0 +1,201 @@
+"""The command ``vdiskfs``: arguments, dispatch, exit codes, one line for each error.
+
+A verb's module is imported when the verb is run, so that ``vdiskfs mount`` starts as fast as it can.
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from metadata.errors import InvalidRequest, VdiskfsError
+from tools.sizes import parse_size
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+UMOUNT_TIMEOUT_S = 60.0
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and where help is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Wrong usage: says so and exits with 2."""
+        sys.stderr.write(f"vdiskfs: {message}: see '{self.prog} --help'\n")
+        sys.exit(WRONG_USAGE)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except InvalidRequest as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+
+
+def _node(text: str) -> str:
+    from fusefs.state_directory import check_node
+
+    try:
+        return check_node(text)
+    except InvalidRequest as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+
+
+def _options(text: str) -> list[str]:
+    from fusefs.mounting import parse_options
+
+    words = [word for word in text.split(",") if word]
+    try:
+        parse_options(tuple(words), uid=os.geteuid())
+    except InvalidRequest as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+    return words
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from problem
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r}: seconds must be more than 0")
+    return seconds
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs and their arguments; ``run`` of each names the function as MODULE:FUNCTION."""
+    parser = OneLineParser(
+        prog="vdiskfs", description="Virtual disks as files, kept as logs in a storage pool."
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=OneLineParser)
+
+    def verb(name: str, run: str, summary: str, *, json: bool = False) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=run)
+        if json:
+            added.add_argument("--json", action="store_true", help="machine-readable, versioned")
+        return added
+
+    _add_mount_verbs(verb)
+    _add_vdisk_verbs(verb)
+    _add_reading_verbs(verb)
+    verbs.add_parser("bench", help="measure, against what one would use instead", add_help=False)
+    return parser
+
+
+def _add_mount_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    added = verb("format", "tools.commands_mount:format_pool", "make a directory a pool")
+    added.add_argument("pool", metavar="POOL", help="an empty or a new directory")
+
+    added = verb("mount", "tools.commands_mount:mount", "mount a pool; ready when it returns")
+    added.add_argument("pool", metavar="POOL")
+    added.add_argument("mountpoint", metavar="MOUNTPOINT")
+    added.add_argument(
+        "--node",
+        type=_node,
+        metavar="NAME",
+        help="this node's name (default: made of host, mountpoint and pool)",
+    )
+    added.add_argument(
+        "--state", metavar="DIR", help="index and journal (default: /var/lib/vdiskfs/NODE, or the state home)"
+    )
+    added.add_argument("--foreground", action="store_true", help="stay, and log to stderr")
+    added.add_argument(
+        "-o",
+        dest="options",
+        action="extend",
+        type=_options,
+        default=[],
+        metavar="OPT,...",
+        help="mount options, like ro",
+    )
+
+    added = verb("umount", "tools.commands_mount:umount", "flush, unmount, wait until the processes are gone")
+    added.add_argument("mountpoint", metavar="MOUNTPOINT")
+    added.add_argument("--force", action="store_true", help="even if it is in use or does not answer")
+    added.add_argument(
+        "--timeout", type=_seconds, default=UMOUNT_TIMEOUT_S, metavar="SECONDS", help="default: %(default)g"
+    )
+
+    added = verb("status", "tools.commands_mount:status", "show what is mounted, and how it fares", json=True)
+    added.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+
+
+def _add_vdisk_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    added = verb("create", "tools.commands_vdisk:create", "make an empty vdisk")
+    added.add_argument("path", metavar="PATH")
+    added.add_argument("size", metavar="SIZE", type=_size, help="bytes, or with K, M, G, T (powers of 1024)")
+
+    added = verb("resize", "tools.commands_vdisk:resize", "change a vdisk's size")
+    added.add_argument("path", metavar="PATH")
+    added.add_argument("size", metavar="SIZE", type=_size)
+    added.add_argument("--allow-shrink", action="store_true", help="what lies behind the new end is lost")
+
+    added = verb("rm", "tools.commands_vdisk:remove", "delete vdisks")
+    added.add_argument("paths", metavar="PATH", nargs="+")
+    added.add_argument("--force", action="store_true", help="even if a process has it open")
+
+    added = verb("import", "tools.commands_vdisk:import_image", "make a vdisk out of a disk image")
+    added.add_argument("file", metavar="FILE", help="raw, or any format that qemu-img knows")
+    added.add_argument("path", metavar="PATH")
+    added.add_argument("-f", dest="image_format", metavar="FORMAT", help="FILE's format (default: found out)")
+
+    added = verb("export", "tools.commands_vdisk:export_image", "make a disk image out of a vdisk")
+    added.add_argument("path", metavar="PATH")
+    added.add_argument("file", metavar="FILE")
+    added.add_argument(
+        "-f", dest="image_format", metavar="FORMAT", help="default: by FILE's extension, or raw"
+    )
+
+
+def _add_reading_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    added = verb("ls", "tools.commands_inspect:list_vdisks", "list vdisks and directories", json=True)
+    added.add_argument("path", metavar="PATH", nargs="?", default=".")
+    added = verb("info", "tools.commands_inspect:info", "show one vdisk", json=True)
+    added.add_argument("path", metavar="PATH")
+    added = verb("du", "tools.commands_inspect:usage", "show what vdisks occupy in the pool", json=True)
+    added.add_argument("path", metavar="PATH", nargs="?", default=".")
+    added = verb("map", "tools.commands_inspect:show_map", "show where a vdisk's bytes lie", json=True)
+    added.add_argument("path", metavar="PATH")
+    added.add_argument("--offset", type=_size, default=0, metavar="N")
+    added.add_argument("--length", type=_size, default=None, metavar="N")
+    added = verb("check", "tools.commands_inspect:check", "verify the metadata against the pool", json=True)
+    added.add_argument("path", metavar="PATH", nargs="?")
+    added = verb("scrub", "tools.commands_inspect:scrub", "read and verify every block", json=True)
+    added.add_argument("path", metavar="PATH", nargs="?")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        if words[:1] == ["bench"]:  # has its own arguments
+            run: Callable[..., int] = importlib.import_module("tools.bench").main
+            return run(words[1:])
+        arguments = build_parser().parse_args(words)
+        module, _, function = arguments.run.partition(":")
+        run = getattr(importlib.import_module(module), function)
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
+    except VdiskfsError as problem:
+        return _fail(str(problem))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to say, to nobody
+        return FAILED
+    except OSError as problem:
+        return _fail(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+
+
+def _fail(reason: str) -> int:
+    line = " ".join(reason.split())
+    sys.stderr.write(f"vdiskfs: {line}\n".encode("utf-8", "backslashreplace").decode())
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The verbs about whole mounts: format, mount, umount, status."""
+
+import argparse
+import os
+import sys
+from dataclasses import asdict
+
+from fusefs import control_client, ending, launch, mount_table, registry, state_directory
+from fusefs.mount_table import MountEntry
+from fusefs.settings import KeeperSettings
+from metadata.errors import ReadOnly, VdiskfsError
+from tools.paths import locate
+from tools.render import ProgressLine, print_facts, print_json, print_table
+from tools.sizes import format_size
+
+STATUS_TIMEOUT_S = 5.0
+
+
+def format_pool(arguments: argparse.Namespace) -> int:
+    """Make a directory a pool."""
+    from replication import pool_directory
+
+    pool = pool_directory.format_pool(arguments.pool)
+    sys.stdout.write(f"formatted {pool.path}, pool {pool.pool_id}\n")
+    return 0
+
+
+def mount(arguments: argparse.Namespace) -> int:
+    """Mount a pool and return when it is served."""
+    settings = _keeper_settings(arguments)
+    if arguments.foreground:
+        launch.become_keeper(settings)
+    with ProgressLine() as line:
+        launch.launch(settings, progress=line.show)
+    return 0
+
+
+def _keeper_settings(arguments: argparse.Namespace) -> KeeperSettings:
+    from replication import pool_directory
+
+    uid = os.geteuid()
+    pool_path = os.path.realpath(arguments.pool)
+    pool = pool_directory.open_pool(pool_path)
+    pool.close()
+    if not os.access(pool_path, os.W_OK | os.X_OK):
+        raise ReadOnly(f"the pool is read-only for this user: it must be writable path={pool_path}")
+    mountpoint = mount_table.resolve(arguments.mountpoint, mount_table.read_mounts())
+    node = arguments.node or state_directory.default_node(
+        host=os.uname().nodename, mountpoint=mountpoint, pool_id=pool.pool_id
+    )
+    state = arguments.state or state_directory.default_folder(node, uid=uid, environment=os.environ)
+    return KeeperSettings(
+        pool=pool_path,
+        mountpoint=mountpoint,
+        node=node,
+        state=os.path.realpath(state),
+        runtime=registry.runtime_folder(uid, os.environ),
+        options=tuple(arguments.options),
+        daemon=launch.daemon_command(),
+    )
+
+
+def umount(arguments: argparse.Namespace) -> int:
+    """Unmount, and return when everything is flushed and the processes are gone."""
+    mountpoint = mount_table.resolve(arguments.mountpoint, mount_table.read_mounts())
+    ending.end_mount(mountpoint, timeout_s=arguments.timeout, force=arguments.force)
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Show one mount, or all."""
+    if arguments.mountpoint is not None:
+        facts = _facts(locate(arguments.mountpoint).entry)
+        if arguments.json:
+            print_json(facts)
+        else:
+            print_facts({key: _readable(key, value) for key, value in facts.items()})
+        return 0
+    mounts = [_facts(entry) for entry in mount_table.read_mounts() if entry.is_vdiskfs]
+    if arguments.json:
+        print_json({"mounts": mounts})
+    elif mounts:
+        columns = ("mountpoint", "pool", "node", "service", "pid", "restarts")
+        print_table(
+            [name.upper() for name in columns],
+            [[_readable(name, facts.get(name)) for name in columns] for facts in mounts],
+            left=4,
+        )
+    else:
+        sys.stdout.write("nothing is mounted\n")
+    return 0
+
+
+def _facts(entry: MountEntry) -> dict[str, object]:
+    """What mount table, registry and daemon know about a mount."""
+    facts: dict[str, object] = {"mountpoint": entry.mountpoint, "pool": entry.source, "service": "dead"}
+    record = launch.find_record(entry)
+    if record is None:
+        return facts
+    facts |= asdict(record)
+    for private in ("keeper_started", "pid_started", "ended", "serving"):
+        del facts[private]
+    if not record.is_alive():
+        return facts
+    facts["service"] = "serving" if record.serving else "starting"
+    try:
+        answer = control_client.call(record.control, "status", {}, timeout_s=STATUS_TIMEOUT_S)
+        facts |= {key: value for key, value in dict(answer).items() if key not in ("pid", "keeper_pid")}
+    except VdiskfsError as problem:
+        facts["service"] = "not answering"
+        facts["problem"] = str(problem)
+    facts.setdefault("requests_to_owners", 0)  # one node asks nobody
+    return facts
+
+
+def _readable(key: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if key.endswith("bytes") and isinstance(value, int):
+        return format_size(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_readable(name, inner)}" for name, inner in value.items())
+    return str(value)

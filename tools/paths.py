@@ -1,0 +1,68 @@
+"""From a PATH on the command line to the mount it lies under, without touching that mount."""
+
+import os
+from dataclasses import dataclass
+
+from fusefs import launch, mount_table
+from fusefs.mount_table import MountEntry
+from fusefs.registry import MountRecord
+from metadata.errors import NotFound, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A path under a vdiskfs mount."""
+
+    path: str
+    """Absolute, and free of links down to the mountpoint."""
+    inner: str
+    """Below the mountpoint, without a leading slash; empty for the mountpoint itself."""
+    entry: MountEntry
+    record: MountRecord | None
+
+    def serving_record(self) -> MountRecord:
+        """The mount's record, if anybody is there to ask.
+
+        Raises:
+            Unavailable: its keeper and its daemon are dead.
+        """
+        mountpoint = self.entry.mountpoint
+        if self.record is None or not self.record.is_alive():
+            raise Unavailable(
+                f"the mount on {mountpoint} has lost its daemon: mount it again with "
+                f"'vdiskfs mount {self.entry.source} {mountpoint}'"
+            )
+        return self.record
+
+
+def locate(path: str) -> Located:
+    """Where ``path`` lies; it need not exist.
+
+    Raises:
+        NotFound: under no vdiskfs mount.
+    """
+    mounts = mount_table.read_mounts()
+    resolved = mount_table.resolve(path, mounts)
+    entry = mount_table.mount_above(resolved, mounts)
+    if entry is None or not entry.is_vdiskfs:
+        raise NotFound(f"{path} is not under a vdiskfs mount: see 'vdiskfs status'")
+    inner = os.path.normpath(resolved)[len(entry.mountpoint) :].strip("/")
+    return Located(resolved, inner, entry, launch.find_record(entry))
+
+
+def locate_mount(path: str | None) -> Located:
+    """The mount that ``path`` lies under; without a path that of the working directory, or the only one.
+
+    Raises:
+        NotFound: there is none, or several and nothing says which.
+    """
+    if path is not None:
+        return locate(path)
+    try:
+        return locate(os.getcwd())
+    except (NotFound, OSError):
+        pass
+    ours = [entry.mountpoint for entry in mount_table.read_mounts() if entry.is_vdiskfs]
+    if len(ours) != 1:
+        raise NotFound(f"which mount? give one of: {' '.join(ours)}" if ours else "nothing is mounted")
+    return locate(ours[0])
