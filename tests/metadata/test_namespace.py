@@ -1,18 +1,13 @@
 """Names and attributes: the plans against a tree of dicts, the mirror against the rows it mirrors."""
 
 import errno
-import random
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from metadata.catalog import (
-    FIRST_FREE_ID,
     ROOT_ID,
     Change,
     Event,
@@ -21,142 +16,22 @@ from metadata.catalog import (
     name_key,
     vdisk_key,
 )
-from metadata.errors import Conflict, Corrupt, Exists, InvalidRequest, NoSpace, NotFound, VdiskfsError
-from metadata.namespace import Inode, Kind, Namespace, decode_inode, encode_inode
+from metadata.errors import Corrupt, NoSpace
+from metadata.namespace import Inode, Kind, decode_inode, encode_inode
 from metadata.namespace_plans import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     XATTR_VALUE_BYTES_MAX,
     Attributes,
-    Birth,
-    Deed,
     Entry,
-    plan_create,
     plan_forget,
-    plan_mkdir,
     plan_removexattr,
-    plan_rename,
-    plan_rmdir,
-    plan_root,
     plan_setattr,
     plan_setxattr,
     plan_store_times,
     plan_symlink,
-    plan_unlink,
 )
-
-Plan = Callable[[Namespace], Change]
-
-
-@dataclass
-class Rows:
-    """A catalog as pure as the plans: what compares, what is written, and the events of it."""
-
-    rows: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
-    history: list[Event] = field(default_factory=list)
-    revision: int = 0
-
-    def transact(self, change: Change) -> list[Event]:
-        for key, revision in change.compares:
-            if self.rows.get(key, (b"", 0))[1] != revision:
-                raise Conflict(f"key={key!r}")
-        if not change.puts and not change.deletes:
-            return []
-        self.revision += 1
-        events = [Event(key, value, self.revision) for key, value in change.puts]
-        events += [Event(key, None, self.revision) for key in change.deletes if key in self.rows]
-        assert not set(change.deletes) & {key for key, _ in change.puts}
-        for event in events:
-            if event.value is None:
-                del self.rows[event.key]
-            else:
-                self.rows[event.key] = event.value, event.revision
-        self.history += events
-        return events
-
-    def mirror(self) -> Namespace:
-        namespace = Namespace()
-        events = [Event(key, value, revision) for key, (value, revision) in self.rows.items()]
-        namespace.apply(events, self.revision)
-        return namespace
-
-
-class Node:
-    """A mirror and what it mirrors; ``do`` plans, carries out and follows."""
-
-    def __init__(self) -> None:
-        self.rows = Rows()
-        self.namespace = Namespace()
-        self.next_id = FIRST_FREE_ID
-        self.now_ns = 1000
-        self.rows.transact(plan_root(7, 8, now_ns=self.now_ns))
-        self.follow()
-
-    def follow(self) -> None:
-        new = [event for event in self.rows.history if event.revision > self.namespace.revision]
-        self.namespace.apply(new, self.rows.revision)
-
-    def do(self, plan: Plan) -> None:
-        self.now_ns += 1
-        self.rows.transact(plan(self.namespace))
-        self.follow()
-
-    def birth(self, mode: int = 0o644) -> Birth:
-        self.next_id += 1
-        return Birth(self.next_id - 1, mode, 1000, 1001, self.now_ns + 1)
-
-    def deed(self) -> Deed:
-        return Deed("here", self.now_ns + 1)
-
-    def create(self, parent: int, name: bytes) -> int:
-        birth = self.birth()
-        self.do(lambda ns: plan_create(ns, Entry(parent, name), birth=birth))
-        return birth.inode
-
-    def mkdir(self, parent: int, name: bytes, *, mode: int = 0o755) -> int:
-        birth = self.birth(mode)
-        self.do(lambda ns: plan_mkdir(ns, Entry(parent, name), birth=birth))
-        return birth.inode
-
-    def unlink(self, parent: int, name: bytes) -> None:
-        deed = self.deed()
-        self.do(lambda ns: plan_unlink(ns, Entry(parent, name), deed=deed))
-
-    def rmdir(self, parent: int, name: bytes) -> None:
-        deed = self.deed()
-        self.do(lambda ns: plan_rmdir(ns, Entry(parent, name), deed=deed))
-
-    def rename(self, source: tuple[int, bytes], target: tuple[int, bytes], flags: int = 0) -> None:
-        deed = self.deed()
-        self.do(lambda ns: plan_rename(ns, Entry(*source), target=Entry(*target), flags=flags, deed=deed))
-
-
-def facts(namespace: Namespace) -> dict[str, object]:
-    """All that a namespace answers, to tell whether two are equal."""
-    numbers = [number for kind in Kind for number in namespace.inodes(kind)]
-    return {
-        "inodes": {number: namespace.inode(number) for number in numbers},
-        "places": {number: namespace.place(number) for number in numbers},
-        "links": {number: namespace.link_count(number) for number in numbers},
-        "children": {number: list(namespace.children(number)) for number in numbers},
-        "found": {
-            number: {name: namespace.find(number, name) for name, _ in namespace.children(number)}
-            for number in numbers
-        },
-        "revisions": {
-            number: {name: namespace.name_revision(number, name) for name, _ in namespace.children(number)}
-            for number in numbers
-        },
-        "empty": {number: namespace.is_empty(number) for number in numbers},
-        "orphans": sorted(namespace.orphans("here")),
-    }
-
-
-def refused(number: int, call: Callable[[], object]) -> None:
-    with pytest.raises(VdiskfsError) as caught:
-        call()
-    assert errno.errorcode[caught.value.number] == errno.errorcode[number]
-
+from tests.metadata.rows_in_a_dict import Node, facts, refused
 
 # What a plan refuses, and how.
 
@@ -496,208 +371,6 @@ def test_listing_positions_stay_while_entries_come_and_go() -> None:
     ]
     assert node.namespace.children_after(ROOT_ID, position=rest[-1][1], count=5) == []
     assert node.namespace.children_after(999, position=0, count=5) == []
-
-
-# The model: a tree of dicts, and a second node that lags behind.
-
-
-@dataclass
-class Item:
-    inode: int
-    children: dict[bytes, "Item"] | None = None
-
-
-NAMES = st.sampled_from([b"a", b"b", b"c"])
-PICK = st.integers(min_value=0, max_value=10**6)
-
-
-class TreeOfDicts(RuleBasedStateMachine):
-    """What the plans say, carried out and mirrored, against plain dicts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.node = Node()
-        self.root = Item(ROOT_ID, {})
-        self.orphans: set[int] = set()
-
-    @initialize()
-    def start(self) -> None:
-        self.lagging = self.node.rows.mirror()
-
-    def directories(self) -> list[Item]:
-        found, waiting = [], [self.root]
-        while waiting:
-            item = waiting.pop()
-            if item.children is not None:
-                found.append(item)
-                waiting += item.children.values()
-        return found
-
-    def pick(self, pick: int) -> Item:
-        directories = self.directories()
-        return directories[pick % len(directories)]
-
-    def is_below(self, item: Item, top: Item) -> bool:
-        return item is top or any(self.is_below(item, child) for child in (top.children or {}).values())
-
-    def expect(self, call: Callable[[], object], error: int) -> bool:
-        if error:
-            refused(error, call)
-            return False
-        call()
-        return True
-
-    @rule(pick=PICK, name=NAMES, directory=st.booleans())
-    def make(self, pick: int, name: bytes, directory: bool) -> None:
-        parent = self.pick(pick)
-        assert parent.children is not None
-        number = self.node.next_id
-        make = self.node.mkdir if directory else self.node.create
-        if self.expect(lambda: make(parent.inode, name), errno.EEXIST if name in parent.children else 0):
-            parent.children[name] = Item(number, {} if directory else None)
-
-    @rule(pick=PICK, name=NAMES, directory=st.booleans())
-    def remove(self, pick: int, name: bytes, directory: bool) -> None:
-        parent = self.pick(pick)
-        assert parent.children is not None
-        item = parent.children.get(name)
-        if item is None:
-            error = errno.ENOENT
-        elif directory:
-            error = errno.ENOTDIR if item.children is None else errno.ENOTEMPTY if item.children else 0
-        else:
-            error = 0 if item.children is None else errno.EISDIR
-        remove = self.node.rmdir if directory else self.node.unlink
-        if self.expect(lambda: remove(parent.inode, name), error):
-            self.orphans.add(parent.children.pop(name).inode)
-
-    @rule(
-        pick=PICK, name=NAMES, other_pick=PICK, other_name=NAMES,
-        flags=st.sampled_from([0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE]),
-    )  # fmt: skip
-    def rename(self, pick: int, name: bytes, other_pick: int, other_name: bytes, flags: int) -> None:
-        source, target = self.pick(pick), self.pick(other_pick)
-        assert source.children is not None
-        assert target.children is not None
-        moved, replaced = source.children.get(name), target.children.get(other_name)
-        error = self.rename_error(source, moved, target=target, replaced=replaced, flags=flags)
-        self.expect(lambda: self.node.rename((source.inode, name), (target.inode, other_name), flags), error)
-        if error or moved is replaced:
-            return
-        assert moved is not None
-        del source.children[name]
-        target.children[other_name] = moved
-        if flags == RENAME_EXCHANGE:
-            assert replaced is not None
-            source.children[name] = replaced
-        elif replaced is not None:
-            self.orphans.add(replaced.inode)
-
-    def rename_error(
-        self, source: Item, moved: Item | None, *, target: Item, replaced: Item | None, flags: int
-    ) -> int:
-        if moved is None or (replaced is None and flags == RENAME_EXCHANGE):
-            return errno.ENOENT
-        if replaced is not None and flags == RENAME_NOREPLACE:
-            return errno.EEXIST
-        if self.is_below(target, moved):
-            return errno.EINVAL
-        if replaced is None or replaced is moved:
-            return 0
-        if flags == RENAME_EXCHANGE:
-            return errno.EINVAL if self.is_below(source, replaced) else 0
-        if replaced.children is None:
-            return 0 if moved.children is None else errno.ENOTDIR
-        if moved.children is None:
-            return errno.EISDIR
-        return errno.ENOTEMPTY if replaced.children else 0
-
-    @precondition(lambda self: self.orphans)
-    @rule(pick=PICK)
-    def forget(self, pick: int) -> None:
-        inode = sorted(self.orphans)[pick % len(self.orphans)]
-        self.node.do(lambda ns: plan_forget(ns, inode))
-        self.orphans.remove(inode)
-
-    @rule(seed=PICK)
-    def let_the_other_node_follow(self, seed: int) -> None:
-        """Collapsed, as a catalog may: each key's newest state only, and within a revision in any order."""
-        newest = {
-            event.key: event for event in self.node.rows.history if event.revision > self.lagging.revision
-        }
-        events = list(newest.values())
-        random.Random(seed).shuffle(events)
-        events.sort(key=lambda event: event.revision)
-        self.lagging.apply(events, self.node.rows.revision)
-        assert facts(self.lagging) == facts(self.node.namespace)
-
-    @rule(pick=PICK, name=NAMES, other_pick=PICK, other_name=NAMES, what=st.integers(0, 5))
-    def plan_on_what_the_other_node_sees(
-        self, pick: int, name: bytes, other_pick: int, other_name: bytes, what: int
-    ) -> None:
-        """A plan made on an old mirror conflicts, or is as good as one made on the present one."""
-        old = self.lagging
-        directories = sorted(old.inodes(Kind.DIRECTORY))
-        source = Entry(directories[pick % len(directories)], name)
-        target = Entry(directories[other_pick % len(directories)], other_name)
-        birth, deed = self.node.birth(), self.node.deed()
-        plans: list[Plan] = [
-            lambda ns: plan_create(ns, source, birth=birth),
-            lambda ns: plan_mkdir(ns, source, birth=birth),
-            lambda ns: plan_unlink(ns, source, deed=deed),
-            lambda ns: plan_rmdir(ns, source, deed=deed),
-            lambda ns: plan_rename(ns, source, target=target, flags=0, deed=deed),
-            lambda ns: plan_rename(ns, source, target=target, flags=RENAME_EXCHANGE, deed=deed),
-        ]
-        try:
-            stale = plans[what](old)
-            Rows(dict(self.node.rows.rows), [], self.node.rows.revision).transact(stale)
-        except VdiskfsError:
-            return
-        assert plans[what](self.node.namespace) == stale
-
-    @rule(pick=PICK, name=NAMES)
-    def attempt_and_undo(self, pick: int, name: bytes) -> None:
-        namespace = self.node.namespace
-        before, undos = facts(namespace), []
-        parent, birth = self.pick(pick).inode, self.node.birth()
-        for plan in (
-            lambda ns: plan_mkdir(ns, Entry(parent, name), birth=birth),
-            lambda ns: plan_rename(
-                ns, Entry(parent, name), target=Entry(ROOT_ID, b"new"), flags=0, deed=self.node.deed()
-            ),
-            lambda ns: plan_rmdir(ns, Entry(ROOT_ID, b"new"), deed=self.node.deed()),
-        ):
-            try:
-                undos.append(namespace.attempt(plan(namespace), namespace.revision + 1))
-            except (NotFound, Exists, InvalidRequest):
-                continue
-        for undo in reversed(undos):
-            namespace.undo(undo)
-        assert facts(namespace) == before
-
-    @invariant()
-    def the_tree_is_the_model(self) -> None:
-        namespace = self.node.namespace
-        for item in self.directories():
-            assert item.children is not None
-            listed = list(namespace.children(item.inode))
-            assert dict(listed) == {name: child.inode for name, child in item.children.items()}
-            assert [child for _, child in listed] == sorted(child for _, child in listed)
-            subdirectories = sum(child.children is not None for child in item.children.values())
-            assert namespace.link_count(item.inode) == 2 + subdirectories
-            for name, child in item.children.items():
-                assert namespace.lookup(item.inode, name) == child.inode
-                assert namespace.link_count(child.inode) >= 1
-                assert namespace.parent(child.inode) == item.inode
-        assert set(namespace.orphans("here")) == self.orphans
-
-    @invariant()
-    def the_mirror_is_what_its_rows_say(self) -> None:
-        assert facts(self.node.namespace) == facts(self.node.rows.mirror())
-
-
-TestTreeOfDicts = TreeOfDicts.TestCase
 
 
 @given(st.binary(max_size=64))
