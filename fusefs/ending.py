@@ -111,7 +111,9 @@ def _who_uses(mountpoint: str) -> str:
     mounted = [path for path in below if mount_table.is_under(path, mountpoint)]
     if mounted:
         return f"something is mounted below it on {mounted[0]}"
-    found = processes.holders(lambda path: mount_table.is_under(path, mountpoint))
+    found = processes.holders(
+        lambda path: mount_table.is_under(path, mountpoint), except_pids=frozenset({os.getpid()})
+    )
     return processes.describe_holders(found) or "in use by a process this user may not look into"
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -12,10 +13,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from metadata.errors import InvalidRequest, VdiskfsError
+from metadata.units import NAME_BYTES_MAX
 from tools.sizes import parse_size
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 UMOUNT_TIMEOUT_S = 60.0
+PATH_CHARACTERS_MAX = 200
+"""Shown of a path in an error."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -186,9 +190,25 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to say, to nobody
         return FAILED
     except OSError as problem:
-        return _fail(f"{problem.filename}: {problem.strerror}" if problem.filename else str(problem))
+        return _fail(_explain(problem))
     except KeyboardInterrupt:
         return _fail("interrupted")
+
+
+def _explain(problem: OSError) -> str:
+    """The operating system's error, with what to do where that is not plain."""
+    where = f"{os.fsdecode(problem.filename)}: " if problem.filename else ""
+    if len(where) > PATH_CHARACTERS_MAX:
+        where = f"{where[:PATH_CHARACTERS_MAX]}...: "
+    what = problem.strerror or str(problem)
+    match problem.errno:
+        case errno.ENAMETOOLONG:
+            what += f": a name has at most {NAME_BYTES_MAX} bytes"
+        case errno.ENOTCONN | errno.ECONNABORTED:
+            what = "the mount has lost its daemon: mount it again with 'vdiskfs mount POOL MOUNTPOINT'"
+        case errno.ENOSPC:
+            what += ": free space in the pool's filesystem"
+    return where + what
 
 
 def _fail(reason: str) -> int:

@@ -20,6 +20,10 @@ class Located:
     entry: MountEntry
     record: MountRecord | None
 
+    def root(self) -> "Located":
+        """The mountpoint it lies under."""
+        return Located(self.entry.mountpoint, "", self.entry, self.record)
+
     def serving_record(self) -> MountRecord:
         """The mount's record, if anybody is there to ask.
 

@@ -1,0 +1,178 @@
+"""The verbs that look and change nothing: ls, info, du, map, check, scrub."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fusefs import control_client
+from tools.paths import Located, locate, locate_mount
+from tools.render import ProgressLine, format_time, print_facts, print_json, print_table, printable
+from tools.sizes import format_size
+
+PAGES_MAX = 1_000_000
+"""Of one answer; a daemon that never comes to the end of it is broken."""
+
+
+def _ask(
+    located: Located,
+    verb: str,
+    arguments: Mapping[str, object],
+    *,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> Any:
+    record = located.serving_record()
+    return control_client.call(record.control, verb, {"path": located.inner, **arguments}, progress=progress)
+
+
+def list_vdisks(arguments: argparse.Namespace) -> int:
+    """List a directory, or one vdisk."""
+    located = locate(arguments.path)
+    entries: list[dict[str, Any]] = []
+    after: int | None = 0
+    for _ in range(PAGES_MAX):
+        answer = _ask(located, "ls", {"after": after})
+        entries += answer["entries"]
+        after = answer["next"]
+        if after is None:
+            break
+    entries.sort(key=lambda entry: str(entry["name"]))
+    if arguments.json:
+        print_json({"path": located.path, "entries": entries})
+    elif entries:
+        print_table(("NAME", "SIZE", "ALLOCATED", "VERSION", "MODIFIED"), [_row(entry) for entry in entries])
+    return 0
+
+
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    modified = format_time(entry["mtime_ns"])
+    if entry["kind"] == "directory":
+        return [f"{entry['name']}/", "-", "-", "-", modified]
+    if entry["kind"] == "symlink":
+        return [f"{entry['name']} -> {entry['target']}", "-", "-", "-", modified]
+    if "problem" in entry:
+        return [str(entry["name"]), "?", "?", "?", str(entry["problem"])]
+    sizes = [format_size(entry["size"]), format_size(entry["allocated_bytes"])]
+    return [str(entry["name"]), *sizes, str(entry["version"]), modified]
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Show what is known about one vdisk, directory or link."""
+    located = locate(arguments.path)
+    facts: dict[str, Any] = _ask(located, "info", {})
+    if arguments.json:
+        print_json(facts)
+    else:
+        print_facts({key: _readable(key, value) for key, value in facts.items()})
+    return 0
+
+
+def _readable(key: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if key.endswith("_ns") and isinstance(value, int):
+        return format_time(value)
+    if (key == "size" or key.endswith("_bytes")) and isinstance(value, int):
+        return f"{format_size(value)} ({value} bytes)" if value >= 1024 else format_size(value)
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value) or "-"
+    return str(value)
+
+
+def usage(arguments: argparse.Namespace) -> int:
+    """Show what the entries of a directory occupy in the pool."""
+    located = locate(arguments.path)
+    with ProgressLine() as line:
+        answer = _ask(
+            located, "du", {}, progress=lambda news: line.show(f"{news['done']} of {news['total']}")
+        )
+    if arguments.json:
+        print_json(answer)
+        return 0
+    rows = [
+        [entry["name"] + ("/" if entry["kind"] == "directory" else ""), entry] for entry in answer["entries"]
+    ]
+    rows.append(["total", answer["total"]])
+    print_table(
+        ("NAME", "VDISKS", "SIZE", "ALLOCATED"),
+        [
+            [name, str(sums["vdisks"]), format_size(sums["size"]), format_size(sums["allocated_bytes"])]
+            for name, sums in rows
+        ],
+    )
+    return 0
+
+
+def show_map(arguments: argparse.Namespace) -> int:
+    """Show where a stretch of a vdisk lies in the pool."""
+    located = locate(arguments.path)
+    end = None if arguments.length is None else arguments.offset + arguments.length
+    offset: int | None = arguments.offset
+    extents: list[dict[str, Any]] = []
+    answer: dict[str, Any] = {}
+    for _ in range(PAGES_MAX):
+        assert offset is not None
+        length = None if end is None else end - offset
+        answer = _ask(located, "map", {"offset": offset, "length": length})
+        extents += answer["extents"]
+        offset = answer["next_offset"]
+        if offset is None:
+            break
+    if arguments.json:
+        facts = {key: value for key, value in answer.items() if key != "next_offset"}
+        print_json({"path": located.path, **facts, "extents": extents})
+    else:
+        print_table(
+            ("OFFSET", "LENGTH", "KIND", "POSITION", "FILE"),
+            [
+                [str(extent["offset"]), str(extent["length"]), str(extent["kind"]), *_whereabouts(extent)]
+                for extent in extents
+            ],
+            left=0,
+        )
+    return 0
+
+
+def _whereabouts(extent: Mapping[str, Any]) -> list[str]:
+    if extent["kind"] != "data":
+        return ["-", "-"]
+    return [str(extent["position"]), str(extent["file"])]
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Compare metadata and pool; 1 if something is wrong."""
+    return _scan(arguments, "check")
+
+
+def scrub(arguments: argparse.Namespace) -> int:
+    """Read and verify every block; 1 if something is wrong."""
+    return _scan(arguments, "scrub")
+
+
+def _scan(arguments: argparse.Namespace, verb: str) -> int:
+    located = locate_mount(arguments.path)
+    if arguments.path is None:
+        located = located.root()
+    with ProgressLine() as line:
+        answer = _ask(located, verb, {}, progress=lambda news: _show_scan(line, verb, news))
+    findings = answer["findings"]
+    if arguments.json:
+        print_json({"path": located.path, **answer})
+    else:
+        for finding in findings:
+            sys.stdout.write(f"{_sentence(finding)}\n")
+        sys.stdout.write(f"{answer['vdisks']} vdisks, {len(findings) or 'no'} problems\n")
+    return 1 if findings else 0
+
+
+def _show_scan(line: ProgressLine, verb: str, news: Mapping[str, Any]) -> None:
+    done, total = news.get("done"), news.get("total")
+    if isinstance(done, int) and isinstance(total, int):
+        line.show_bytes(verb, done, total)
+
+
+def _sentence(finding: Mapping[str, Any]) -> str:
+    """``/a.img: checksum does not match offset=4096 file=...``."""
+    where = finding.get("path") or f"vdisk {finding.get('vdisk')}"
+    facts = [f"{key}={value}" for key, value in finding.items() if key not in ("path", "problem")]
+    return printable(f"{where}: {finding.get('problem', 'damaged')} {' '.join(facts)}")

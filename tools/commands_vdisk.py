@@ -1,0 +1,134 @@
+"""The verbs that make, change and delete vdisks: create, resize, rm, import, export.
+
+They use plain file calls on the mount, so that the kernel's own view (cached sizes and pages) stays right.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from types import FrameType
+
+from fusefs import processes
+from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
+from tools.paths import Located, locate
+from tools.render import ProgressLine
+from tools.sizes import format_size
+
+VDISK_MODE = 0o600
+"""A disk image is its owner's; hypervisors that run as another user are given it with chown."""
+
+
+def create(arguments: argparse.Namespace) -> int:
+    """Make an empty vdisk; durable when it returns."""
+    path = locate(arguments.path).path
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, VDISK_MODE)
+    except FileExistsError as problem:
+        raise Exists(f"{arguments.path} exists: choose another name, or delete it first") from problem
+    try:
+        os.ftruncate(file, arguments.size)
+        os.fsync(file)
+    except BaseException:
+        os.close(file)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    os.close(file)
+    return 0
+
+
+def resize(arguments: argparse.Namespace) -> int:
+    """Change a vdisk's size; durable when it returns."""
+    located = _existing_vdisk(arguments.path)
+    file = os.open(located.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        size = os.fstat(file).st_size
+        if arguments.size < size and not arguments.allow_shrink:
+            lost = format_size(size - arguments.size)
+            raise InvalidRequest(f"{arguments.path} would lose its last {lost}: say --allow-shrink to do it")
+        os.ftruncate(file, arguments.size)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    return 0
+
+
+def remove(arguments: argparse.Namespace) -> int:
+    """Delete vdisks, those in use only by force; nothing is deleted if one of them cannot be."""
+    paths = []
+    for path in arguments.paths:
+        located = locate(path)
+        try:
+            mode = os.lstat(located.path).st_mode
+        except FileNotFoundError as problem:
+            raise NotFound(f"{path} does not exist") from problem
+        if stat.S_ISDIR(mode):
+            raise InvalidRequest(f"{path} is a directory: rm deletes vdisks, rmdir empty directories")
+        paths.append(located.path)
+    if not arguments.force:
+        meant = frozenset(paths)
+        found = processes.holders(lambda used: used in meant, except_pids=frozenset({os.getpid()}))
+        if found:
+            who = processes.describe_holders(found)
+            raise Unavailable(f"in use by {who}: end that first, or say --force")
+    for path in paths:
+        os.unlink(path)
+    return 0
+
+
+def import_image(arguments: argparse.Namespace) -> int:
+    """Make a vdisk out of a disk image; all of it or nothing, durable when it returns."""
+    from tools import imaging
+
+    target = locate(arguments.path).path
+    with _interruptible(), ProgressLine() as line:
+        imaging.import_image(
+            arguments.file,
+            target,
+            image_format=arguments.image_format,
+            progress=lambda done, total: line.show_bytes("import", done, total),
+        )
+    return 0
+
+
+def export_image(arguments: argparse.Namespace) -> int:
+    """Make a disk image out of a vdisk; all of it or nothing, durable when it returns."""
+    from tools import imaging
+
+    source = _existing_vdisk(arguments.path).path
+    with _interruptible(), ProgressLine() as line:
+        imaging.export_image(
+            source,
+            arguments.file,
+            image_format=arguments.image_format,
+            progress=lambda done, total: line.show_bytes("export", done, total),
+        )
+    return 0
+
+
+def _existing_vdisk(path: str) -> Located:
+    located = locate(path)
+    try:
+        mode = os.stat(located.path).st_mode
+    except FileNotFoundError as problem:
+        raise NotFound(f"{path} does not exist") from problem
+    if not stat.S_ISREG(mode):
+        raise InvalidRequest(f"{path} is not a vdisk")
+    return located
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets SIGTERM clean up as Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
