@@ -1,9 +1,9 @@
 """What a crash may leave: the writer's notes, and which values each block, size and name may have afterwards.
 
-Everything that can be written is a *register* of a vdisk: each block, its size, its name. A register holds one
-value at a time; a writer notes when it issued a write, when that was acknowledged, and when a flush began and
-ended. After a crash a register holds the last value acknowledged before a flush that has ended, or any later
-one (I2).
+Everything that can be written is a *register* of a vdisk: each block, its size, its name. A register holds
+one value at a time; a writer notes when it issued a write, when that was acknowledged, and when a flush began
+and ended. After a crash a register holds the last value acknowledged before a flush that has ended, or any
+later one (I2).
 
 A block's value is a number that stands 256 times in it, with the vdisk and the block it was meant for: so a
 torn block, a misplaced one and one that nobody wrote are told apart. Value 0 is a block of zeros.
