@@ -1,0 +1,196 @@
+"""Disks that fail or fill up under the pool: errors reach the writer, stick, and heal; no flush is undone."""
+
+import errno
+import mmap
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.crash.disks import FailingDisk, failing_disk, small_disk
+from tests.crash.history import BLOCK, block_bytes, block_value
+from tests.mounted_pool import MountedPool
+
+MIB = 1 << 20
+BLOCKS = 64
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def disk(tmp_path: pathlib.Path) -> Iterator[FailingDisk]:
+    with failing_disk(tmp_path / "failing", 256 * MIB) as disk:
+        yield disk
+
+
+@pytest.fixture
+def pool_on_it(disk: FailingDisk, tmp_path: pathlib.Path) -> Iterator[MountedPool]:
+    """A mounted pool on the failing disk; its state directory is on a good one."""
+    (tmp_path / "run").mkdir()
+    pool = MountedPool(tmp_path / "run")
+    pool.pool = disk.mountpoint / "pool"
+    pool.expects_errors = True
+    try:
+        pool.run("format", pool.pool)
+        pool.mount()
+        yield pool
+    finally:
+        disk.heal()
+        pool.tear_down()
+
+
+def write_all(descriptor: int, value: int) -> None:
+    for block_no in range(BLOCKS):
+        os.pwrite(descriptor, block_bytes(0, block_no, value), block_no * BLOCK)
+
+
+def values(path: pathlib.Path) -> set[int]:
+    data = path.read_bytes()
+    return {block_value(0, number, data[number * BLOCK :][:BLOCK]) for number in range(BLOCKS)}
+
+
+def error_of(action: Callable[[], object]) -> int:
+    """The errno with which it fails, 0 if it does not."""
+    try:
+        action()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def remount(pool: MountedPool, disk: FailingDisk) -> None:
+    """Lose every process and every cached page; only what the disk holds comes back."""
+    pool.kill()
+    pool.tear_down()
+    disk.umount()
+    disk.mount()
+    pool.mount()
+
+
+def test_a_failed_sync_is_reported_to_every_handle_and_does_not_turn_into_a_success(
+    disk: FailingDisk, pool_on_it: MountedPool
+) -> None:
+    path = pool_on_it.create("disk", "1M")
+    first, second = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
+    write_all(first, 1)
+    os.fsync(first)
+
+    disk.fail("pwrite")
+    write_all(first, 2)
+    assert error_of(lambda: os.fsync(first)) == errno.EIO
+    assert error_of(lambda: os.fsync(second)) == errno.EIO
+    assert error_of(lambda: os.fsync(first)) == errno.EIO
+    disk.heal()
+
+    recovered = error_of(lambda: os.fsync(first)) == 0
+    os.close(first)
+    os.close(second)
+    remount(pool_on_it, disk)
+    assert values(path) <= ({2} if recovered else {1, 2})
+    pool_on_it.run("check", pool_on_it.mountpoint)
+
+
+def test_a_handle_that_slept_through_the_failure_hears_of_it(
+    disk: FailingDisk, pool_on_it: MountedPool
+) -> None:
+    """Whether or not the data were saved later: a write-back that failed is told to each handle once."""
+    path = pool_on_it.create("disk", "1M")
+    first, second = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
+    disk.fail("pwrite")
+    write_all(first, 1)
+    assert error_of(lambda: os.fsync(first)) == errno.EIO
+    disk.heal()
+    assert error_of(lambda: os.fsync(second)) == errno.EIO
+    assert error_of(lambda: os.fsync(second)) == 0
+    os.close(first)
+    os.close(second)
+    remount(pool_on_it, disk)
+    assert values(path) == {1}
+
+
+def test_a_read_error_is_eio_there_and_nowhere_else_and_heals(
+    disk: FailingDisk, pool_on_it: MountedPool
+) -> None:
+    path = pool_on_it.create("disk", "1M")
+    descriptor = os.open(path, os.O_RDWR)
+    write_all(descriptor, 1)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    remount(pool_on_it, disk)
+
+    disk.fail("pread")
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    buffer = mmap.mmap(-1, BLOCK)
+    assert error_of(lambda: os.preadv(descriptor, [buffer], 0)) == errno.EIO
+    disk.heal()
+    assert os.preadv(descriptor, [buffer], 0) == BLOCK
+    os.close(descriptor)
+    assert values(path) == {1}
+
+
+@pytest.fixture
+def full_pool(tmp_path: pathlib.Path) -> Iterator[MountedPool]:
+    """A mounted pool on an ext4 of 96 MiB."""
+    (tmp_path / "run").mkdir()
+    with small_disk(tmp_path / "small", 96 * MIB) as mountpoint:
+        pool = MountedPool(tmp_path / "run")
+        pool.pool = mountpoint / "pool"
+        try:
+            pool.run("format", pool.pool)
+            pool.mount()
+            yield pool
+        finally:
+            pool.tear_down()
+    assert pool.stray_errors() == []
+
+
+def fill(path: pathlib.Path) -> int:
+    """Write blocks directly until the pool is full; returns how many were taken."""
+    descriptor = os.open(path, os.O_RDWR | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, BLOCK) as buffer:
+            for block_no in range(1 << 20):
+                buffer[:] = block_bytes(0, block_no, block_no + 1)
+                problem = error_of(lambda at=block_no * BLOCK: os.pwritev(descriptor, [buffer], at))
+                if problem:
+                    assert problem == errno.ENOSPC
+                    os.fsync(descriptor)  # what was taken has its place already
+                    return block_no
+    finally:
+        os.close(descriptor)
+    raise AssertionError("the pool never filled up")
+
+
+def test_a_full_pool_refuses_writes_loses_nothing_and_goes_on_when_there_is_space(
+    full_pool: MountedPool,
+) -> None:
+    ballast = full_pool.mountpoint / "ballast"
+    ballast.write_bytes(os.urandom(24 * MIB))
+    disk = full_pool.create("disk", "1G")
+    taken = fill(disk)
+    assert taken > 20 * MIB // BLOCK
+    full_pool.run("check", full_pool.mountpoint)
+    full_pool.umount()
+    full_pool.mount()
+    with disk.open("rb") as file:
+        for block_no in range(taken):
+            assert block_value(0, block_no, file.read(BLOCK)) == block_no + 1
+        assert file.read(BLOCK) == bytes(BLOCK)
+
+    ballast.unlink()
+    assert fill(disk) > taken
+    full_pool.run("check", full_pool.mountpoint)
+
+
+def test_buffered_writes_to_a_full_pool_fail_at_the_latest_in_fsync(full_pool: MountedPool) -> None:
+    disk = full_pool.create("disk", "1G")
+
+    def write_buffered() -> None:
+        with disk.open("r+b", buffering=0) as file:
+            for _ in range(160):
+                file.write(os.urandom(MIB))
+            os.fsync(file.fileno())
+
+    assert error_of(write_buffered) == errno.ENOSPC
+    full_pool.run("check", full_pool.mountpoint)

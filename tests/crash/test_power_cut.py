@@ -1,0 +1,64 @@
+"""Power cuts: unsynced writes are dropped, reordered or torn; each state must mount and keep the promises.
+
+Promise 1 (what was flushed is there), 8 (no wrong bytes) and 11 (no half blocks) are checked in each state.
+``make simulate ROUNDS=...`` brings up more of them, with a new recording every ``STATES_PER_RECORDING``.
+"""
+
+import pathlib
+import random
+import shutil
+
+import pytest
+
+from tests.crash.disk_model import build
+from tests.crash.power_cut import Recorded, bring_up, cut_power, record
+
+SHORT_STATES = 14
+STATES_PER_RECORDING = 40
+WRITES_MAX = 120
+
+FORGOTTEN = {
+    "the data's fdatasync": lambda path: path.endswith(".group"),
+    "the fsync of the folder of groups": lambda path: "/pool/vdisks" in path and not path.endswith(".group"),
+    "the catalog's": lambda path: "catalog.sqlite" in path,
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A recording for the short tests; what is read from it does not change it."""
+    return record(tmp_path_factory.mktemp("recording") / "run", seed=1, writes_max=WRITES_MAX)
+
+
+def test_only_the_journal_and_sqlite_s_shm_are_mapped(recorded: Recorded) -> None:
+    assert {path.rsplit("/", 1)[1] for path in recorded.mappings} == {"journal", "catalog.sqlite-shm"}
+
+
+def test_every_state_a_power_cut_may_leave_keeps_the_promises(
+    recorded: Recorded, tmp_path: pathlib.Path, seed: int, rounds: int | None
+) -> None:
+    chance = random.Random(seed)
+    moments = recorded.moments(chance)
+    for number in range(rounds or SHORT_STATES):
+        if number and number % STATES_PER_RECORDING == 0:
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+            recorded = record(tmp_path / "run", seed=chance.randrange(1 << 32), writes_max=WRITES_MAX)
+            moments = recorded.moments(chance)
+        folder = tmp_path / f"state{number}"
+        cut_power(recorded, folder, chance, next(moments))
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("forgotten", sorted(FORGOTTEN))
+def test_a_forgotten_sync_is_found(recorded: Recorded, tmp_path: pathlib.Path, forgotten: str) -> None:
+    """The same recording as if the program had not synced there: the oracle must object."""
+    forgetful = recorded.recording.without_syncs(FORGOTTEN[forgotten])
+    assert len(forgetful.operations) < len(recorded.recording.operations)
+    at_ns = max(end for flushes in recorded.history.flushes.values() for _, end in flushes)
+    for number, vouched in enumerate((recorded.recording, forgetful)):
+        tree = build(vouched, at_ns, keep=lambda *_: False)
+        if vouched is forgetful:
+            with pytest.raises(AssertionError, match=r"registers are wrong|exit|check"):
+                bring_up(recorded, tree, at_ns=at_ns, folder=tmp_path / str(number))
+        else:
+            bring_up(recorded, tree, at_ns=at_ns, folder=tmp_path / str(number))
