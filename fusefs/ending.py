@@ -93,7 +93,8 @@ def _unmount(entry: MountEntry, *, until: float, lazy: bool) -> None:
     number, _, reason = os.fsdecode(outcome).partition(" ")
     if number == str(errno.EBUSY):
         raise Unavailable(f"{entry.mountpoint} is busy: {_who_uses(entry.mountpoint)}")
-    if number:
+    # Breaking the connection of a mount that nobody uses unmounts it too.
+    if number and mount_table.mount_at(entry.mountpoint, mount_table.read_mounts()) is not None:
         raise Unavailable(f"cannot unmount {entry.mountpoint}: {reason}")
 
 

@@ -1,0 +1,77 @@
+"""Mounts with a keeper that is real and a daemon that is not; everything is cleaned up."""
+
+import contextlib
+import os
+import pathlib
+import sys
+import time
+
+from fusefs import ending, launch, mount_table, processes, registry
+from fusefs.mount_table import MountEntry
+from fusefs.registry import MountRecord
+from fusefs.settings import KeeperSettings
+
+DAEMON = pathlib.Path(__file__).with_name("fake_daemon.py")
+DEADLINE_S = 30.0
+
+
+class FakeMount:
+    """One mountpoint below a folder, not mounted until ``launch``."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.mountpoint = str(folder / "mnt")
+        self.pool, self.state = folder / "pool", folder / "state"
+        for path in (folder / "mnt", self.pool):
+            path.mkdir()
+        self.runtime = registry.runtime_folder(os.geteuid(), os.environ)
+
+    def settings(self, behaviour: str = "serve", *, options: tuple[str, ...] = ()) -> KeeperSettings:
+        """What a keeper is told."""
+        return KeeperSettings(
+            pool=str(self.pool),
+            mountpoint=self.mountpoint,
+            node="node",
+            state=str(self.state),
+            runtime=self.runtime,
+            options=options,
+            daemon=(sys.executable, "-P", str(DAEMON), behaviour),
+        )
+
+    def launch(self, behaviour: str = "serve", *, options: tuple[str, ...] = ()) -> None:
+        """Mount."""
+        launch.launch(self.settings(behaviour, options=options), progress=lambda text: None)
+
+    def end(self, *, force: bool = False, timeout_s: float = DEADLINE_S) -> None:
+        """Unmount."""
+        ending.end_mount(self.mountpoint, timeout_s=timeout_s, force=force)
+
+    def entry(self) -> MountEntry | None:
+        """What the kernel knows."""
+        return mount_table.mount_at(self.mountpoint, mount_table.read_mounts())
+
+    def record(self) -> MountRecord:
+        """What is registered."""
+        record = registry.read(self.runtime, self.mountpoint, os.geteuid())
+        assert record is not None
+        return record
+
+    def is_registered(self) -> bool:
+        """Whether there is a record."""
+        return registry.read(self.runtime, self.mountpoint, os.geteuid()) is not None
+
+    def log(self) -> str:
+        """What keeper and daemons have said."""
+        return (self.state / "log").read_text()
+
+    def kill(self, *who: processes.ProcessId) -> None:
+        """Kill processes, in this order, and wait until they are gone."""
+        for process in who:
+            processes.kill(process)
+        assert processes.wait_gone(who, until=time.monotonic() + DEADLINE_S)
+
+    def tear_down(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        while self.entry() is not None:
+            with contextlib.suppress(Exception):
+                self.end(force=True)
+        registry.remove(self.runtime, self.mountpoint)

@@ -1,0 +1,241 @@
+"""Mount options, the mount table, and real mounts as root and as somebody else."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+import fusefs
+from fusefs import mount_table, mounting, state_directory
+from fusefs.mount_table import MountEntry
+from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
+from tests.fusefs.fake_mount import FakeMount
+
+MOUNTINFO = b"""\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
+40 22 0:39 / /mnt/with\\040space rw,nosuid shared:3 - fuse.vdiskfs /pool\\134x rw,user_id=1000,group_id=5
+41 40 0:40 / /mnt/with\\040space/deep rw - tmpfs tmpfs rw
+42 22 0:41 / /mnt/with\\040space rw - fuse.vdiskfs /second rw,user_id=0,group_id=0,allow_other
+garbage
+43 22 0:42 / /odd rw - proc
+"""
+
+
+def test_the_mount_table_is_read_with_its_escapes() -> None:
+    entries = mount_table.parse_mountinfo(MOUNTINFO)
+    assert [entry.mountpoint for entry in entries] == [
+        "/",
+        "/mnt/with space",
+        "/mnt/with space/deep",
+        "/mnt/with space",
+    ]
+    assert entries[1] == MountEntry("/mnt/with space", "fuse.vdiskfs", "/pool\\x", 39, 1000)
+    assert entries[1].is_vdiskfs
+    assert entries[0].owner_uid is None
+
+
+def test_the_last_mount_on_a_mountpoint_is_the_visible_one() -> None:
+    entries = mount_table.parse_mountinfo(MOUNTINFO)
+    found = mount_table.mount_at("/mnt/with space", entries)
+    assert found is not None
+    assert found.source == "/second"
+    assert mount_table.mount_at("/mnt", entries) is None
+
+
+def test_a_path_lies_under_its_deepest_mount() -> None:
+    entries = mount_table.parse_mountinfo(MOUNTINFO)
+    for path, source in (
+        ("/mnt/with space/a/b", "/second"),
+        ("/mnt/with space", "/second"),
+        ("/mnt/with space/deep/x", "tmpfs"),
+        ("/mnt/with spaces", "/dev/vda"),
+    ):
+        found = mount_table.mount_above(path, entries)
+        assert found is not None
+        assert found.source == source
+
+
+def test_links_are_followed_up_to_a_vdiskfs_mount_and_not_inside(tmp_path: pathlib.Path) -> None:
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    (mountpoint / "link").symlink_to("/elsewhere")
+    (tmp_path / "there").symlink_to("mnt")
+    (tmp_path / "round").symlink_to("round")
+    entries = [MountEntry(str(mountpoint), "fuse.vdiskfs", "/pool", 1, 0)]
+    assert mount_table.resolve(f"{tmp_path}/there/link/x", entries) == f"{mountpoint}/link/x"
+    assert mount_table.resolve(f"{tmp_path}/absent/../there", entries) == str(mountpoint)
+    assert mount_table.resolve(f"{tmp_path}/round/x", entries) == f"{tmp_path}/round/x"
+    assert mount_table.resolve("/", entries) == "/"
+
+
+def test_options_become_what_the_kernel_takes() -> None:
+    options = mounting.parse_options(("ro", "noatime", "suid", "x-systemd.automount", "nofail"), uid=0)
+    assert options.flags == 1 | 4 | 1024
+    assert options.read_only
+    assert options.kernel_words == ("default_permissions", "allow_other")
+    assert not mounting.parse_options(("ro", "rw"), uid=0).read_only
+    assert mounting.parse_options((), uid=1000).kernel_words == ("default_permissions",)
+
+
+def test_an_unknown_option_is_refused_and_the_known_ones_told() -> None:
+    with pytest.raises(InvalidRequest, match=r"'rwx'; known: ro, rw,"):
+        mounting.parse_options(("rwx",), uid=0)
+
+
+def test_a_machine_without_the_fuse_device_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounting, "FUSE_DEVICE", "/dev/no-such-device")
+    with pytest.raises(Unavailable, match="modprobe fuse"):
+        mounting.check_device()
+
+
+def test_an_unmount_of_nothing_is_an_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(OSError, match=str(tmp_path)):
+        mounting.unmount(str(tmp_path))
+
+
+def test_a_mountpoint_must_be_a_free_directory(fake_mount: FakeMount) -> None:
+    os.rmdir(fake_mount.mountpoint)
+    with pytest.raises(NotFound, match="mkdir -p"):
+        fake_mount.launch()
+    pathlib.Path(fake_mount.mountpoint).touch()
+    with pytest.raises(InvalidRequest, match="not a directory"):
+        fake_mount.launch()
+    os.unlink(fake_mount.mountpoint)
+    os.mkdir(fake_mount.mountpoint)
+    fake_mount.launch()
+    with pytest.raises(Exists, match="is busy"):
+        fake_mount.launch()
+    fake_mount.end()
+    with pytest.raises(NotFound, match="not a vdiskfs mount"):
+        fake_mount.end()
+
+
+def test_a_mount_shows_its_pool_and_options(fake_mount: FakeMount) -> None:
+    fake_mount.launch(options=("ro", "noatime"))
+    entry = fake_mount.entry()
+    assert entry is not None
+    assert (entry.filesystem_type, entry.source, entry.owner_uid) == (
+        "fuse.vdiskfs",
+        str(fake_mount.pool),
+        os.geteuid(),
+    )
+    assert os.statvfs(fake_mount.mountpoint).f_flag & os.ST_RDONLY
+    fake_mount.end()
+
+
+def test_the_default_node_is_the_same_again_and_another_elsewhere() -> None:
+    facts = {"host": "Host.example.org", "mountpoint": "/srv/vm disks", "pool_id": "abc"}
+    name = state_directory.default_node(**facts)
+    assert name == state_directory.default_node(**facts)
+    assert name.startswith("Host-vm-disks-")
+    others = [{"host": "other"}, {"mountpoint": "/mnt/vm disks"}, {"pool_id": "abd"}]
+    assert len({name, *(state_directory.default_node(**{**facts, **other}) for other in others)}) == 4
+    extremes = [
+        state_directory.default_node(host=host, mountpoint=mountpoint, pool_id="")
+        for host in ("", "x" * 300, "\udcff", "-.-")
+        for mountpoint in ("/", "/" + "y" * 300, "/\udcff")
+    ]
+    assert all(state_directory.check_node(node) == node for node in extremes)
+
+
+@pytest.mark.parametrize("node", ["", ".", "..", "a/b", "-x", "x" * 65, "a b", "é", "a\n"])
+def test_a_node_name_that_is_no_file_name_is_refused(node: str) -> None:
+    with pytest.raises(InvalidRequest):
+        state_directory.check_node(node)
+
+
+def test_the_state_directory_is_where_its_user_keeps_state() -> None:
+    home = {"XDG_STATE_HOME": "/home/u/state"}
+    assert state_directory.default_folder("n", uid=0, environment=home) == "/var/lib/vdiskfs/n"
+    assert state_directory.default_folder("n", uid=1000, environment=home) == "/home/u/state/vdiskfs/n"
+    relative = state_directory.default_folder("n", uid=1000, environment={"XDG_STATE_HOME": "state"})
+    assert relative == os.path.expanduser("~/.local/state/vdiskfs/n")
+
+
+def test_a_long_log_is_put_aside(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_directory, "LOG_BYTES_MAX", 3)
+    for content in ("first", "second"):
+        log_fd = state_directory.open_log(str(tmp_path))
+        os.write(log_fd, content.encode())
+        os.close(log_fd)
+    assert (tmp_path / "log").read_text() == "second"
+    assert (tmp_path / "log.1").read_text() == "first"
+
+
+@pytest.fixture
+def open_folder() -> Iterator[pathlib.Path]:
+    """A folder that anybody may enter, unlike pytest's own, with the code in it."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="vdiskfs-test-", dir="/tmp"))
+    folder.chmod(0o755)
+    source = pathlib.Path(fusefs.__file__).parents[1]
+    for package in ("fusefs", "metadata", "tests"):
+        shutil.copytree(
+            source / package, folder / "code" / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+USER_SCRIPT = """
+import os, pathlib, sys
+from tests.fusefs.fake_mount import FakeMount
+mount = FakeMount(pathlib.Path(sys.argv[1]))
+try:
+    mount.launch()
+    record, entry = mount.record(), mount.entry()
+    print(os.statvfs(mount.mountpoint).f_blocks, entry.owner_uid, record.uid)
+    mount.kill(record.daemon)
+    print(os.statvfs(mount.mountpoint).f_blocks, mount.record().restarts)
+    record = mount.record()
+    mount.kill(record.keeper, record.daemon)
+    mount.launch()
+    mount.end()
+    print(mount.entry(), mount.is_registered())
+finally:
+    mount.tear_down()
+"""
+NOBODY = 65534
+
+
+@pytest.mark.root
+def test_an_ordinary_user_mounts_through_fusermount(open_folder: pathlib.Path) -> None:
+    as_nobody = [
+        "setpriv",
+        f"--reuid={NOBODY}",
+        f"--regid={NOBODY}",
+        "--clear-groups",
+        "env",
+        f"HOME={open_folder}",
+        f"XDG_RUNTIME_DIR={open_folder}/home",
+    ]
+    # The interpreter of the tests may lie in root's home.
+    runs = [
+        path
+        for path in (sys.executable, "/usr/bin/python3")
+        if subprocess.run([*as_nobody, path, "-c", ""], capture_output=True, check=False).returncode == 0
+    ]
+    home = open_folder / "home"
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    script = open_folder / "script.py"
+    script.write_text(USER_SCRIPT)
+    # Some machines leave /dev/fuse to root; in a mount namespace of its own the script has one for everybody.
+    device = f"mknod -m 666 {open_folder}/fuse c 10 229 && mount --bind {open_folder}/fuse /dev/fuse"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{device} && exec "$@"', "sh", *as_nobody, runs[0], script, home],
+        env={**os.environ, "PYTHONPATH": str(open_folder / "code"), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.splitlines(), done.stderr) == (
+        [f"1000 {NOBODY} {NOBODY}", "1000 1", "None False"],
+        "",
+    )
