@@ -1,0 +1,1 @@
+"""Vdisks as files: from the kernel's requests to the owner's head."""

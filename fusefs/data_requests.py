@@ -1,0 +1,106 @@
+"""Data requests that are worth a task: what they ask, and the bytes to answer.
+
+READ and WRITE come here when memory could not serve them at once; FSYNC, FALLOCATE, LSEEK and
+COPY_FILE_RANGE always. Each returns the reply's body or raises an error of ours.
+"""
+
+import errno
+import os
+import struct
+from collections.abc import Awaitable, Callable
+
+from fusefs import fuse_abi as abi
+from metadata.errors import InvalidRequest
+from metadata.ids import VdiskId
+from replication import head_read, head_write
+from replication.cloning import COPY_BYTES_MAX, copy_range
+from replication.vdisks import HANDLE_SHIFT, Vdisks
+
+ClearSuid = Callable[[VdiskId], Awaitable[None]]
+
+_U64 = struct.Struct("<Q")
+_WRITTEN = struct.Struct("<II")
+_UNSUPPORTED = "this kind of fallocate or lseek is not supported"
+
+
+class DataRequests:
+    """One to a channel.
+
+    Args:
+        vdisks: where the heads are.
+        clear_suid: takes the set-user-id and set-group-id bits off a vdisk's file.
+    """
+
+    def __init__(self, vdisks: Vdisks, *, clear_suid: ClearSuid) -> None:
+        self._vdisks, self._clear_suid = vdisks, clear_suid
+
+    def parse(self, opcode: int, request: bytes) -> Awaitable[bytes] | None:
+        """The work a request asks for; None if it is not one of these."""
+        body = memoryview(request)[abi.IN_HEADER_BYTES :]
+        match opcode:
+            case abi.FSYNC:
+                return self.fsync(abi.FSYNC_IN.unpack_from(body)[0])
+            case abi.FALLOCATE:
+                return self.fallocate(*abi.FALLOCATE_IN.unpack_from(body))
+            case abi.LSEEK:
+                return self.lseek(*abi.LSEEK_IN.unpack_from(body))
+            case abi.COPY_FILE_RANGE | abi.COPY_FILE_RANGE_64:
+                source, at, _, target, to, length, _ = abi.COPY_IN.unpack_from(body)
+                reply = _U64 if opcode == abi.COPY_FILE_RANGE_64 else _WRITTEN
+                return self.copy(source, at, target=target, to=to, length=length, reply=reply)
+            case _:
+                return None
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """READ."""
+        return await head_read.read(await self._vdisks.head_of(fh), offset, size)
+
+    async def write(self, fh: int, offset: int, data: bytes, *, kill_suid: bool) -> bytes:
+        """WRITE."""
+        if kill_suid:
+            await self._clear_suid(VdiskId(fh & (1 << HANDLE_SHIFT) - 1))
+        await head_write.write(await self._vdisks.head_of(fh), offset, data)
+        return _WRITTEN.pack(len(data), 0)
+
+    async def fsync(self, fh: int) -> bytes:
+        """FSYNC: the durability point."""
+        await self._vdisks.flush_handle(fh)
+        return b""
+
+    async def fallocate(self, fh: int, offset: int, length: int, mode: int) -> bytes:
+        """FALLOCATE: plain reserves nothing and grows the size; punch and zero make holes."""
+        head = await self._vdisks.head_of(fh)
+        end = offset + length
+        head_write.check_size(end)
+        if mode & abi.FALLOC_PUNCH_HOLE and mode == abi.FALLOC_PUNCH_HOLE | abi.FALLOC_KEEP_SIZE:
+            await head_write.punch(head, offset, length)
+        elif mode & ~abi.FALLOC_KEEP_SIZE == abi.FALLOC_ZERO_RANGE:
+            await head_write.punch(head, offset, length)
+        elif mode & ~abi.FALLOC_KEEP_SIZE:
+            raise InvalidRequest(_UNSUPPORTED, number=errno.EOPNOTSUPP)
+        if not mode & abi.FALLOC_KEEP_SIZE and end > head.size:
+            await head_write.truncate(head, end)
+        return b""
+
+    async def lseek(self, fh: int, offset: int, whence: int) -> bytes:
+        """LSEEK: SEEK_DATA and SEEK_HOLE; the kernel does the others."""
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise InvalidRequest(_UNSUPPORTED)
+        head = await self._vdisks.head_of(fh)
+        found = await head_read.seek(head, offset, data=whence == os.SEEK_DATA)
+        if found is None:
+            raise InvalidRequest("nothing behind this offset", number=errno.ENXIO)
+        return _U64.pack(found)
+
+    async def copy(self, source: int, at: int, *, target: int, to: int, length: int, reply: struct.Struct) -> bytes:  # fmt: skip
+        """COPY_FILE_RANGE; may copy less than asked, and is then asked again."""
+        copied = await copy_range(
+            self._vdisks,
+            await self._vdisks.head_of(source),
+            await self._vdisks.head_of(target),
+            offset=at,
+            to=to,
+            length=min(length, COPY_BYTES_MAX),
+        )
+        return reply.pack(copied) if reply is _U64 else reply.pack(copied, 0)
+

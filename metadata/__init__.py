@@ -1,0 +1,1 @@
+"""What each block of each version of a vdisk is, and where it lies."""

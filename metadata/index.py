@@ -1,0 +1,332 @@
+"""The node-local snapshot index: which version of which vblock lies where. The one home of RocksDB.
+
+One column family, so that what a crash leaves is a prefix of the batches written; integers big-endian:
+
+    "m" vdisk vblock ~generation   a row (metadata/rows.py)
+    "g" vdisk segment              256 checksums of 4 bytes; the segment is place >> 8
+    "v" vdisk                      VdiskState, msgpack
+
+A *generation* is 1 + the newest kept version (snapshot, clone's parent, pin) when a row is written: commits
+overwrite the row in place until somebody keeps a version, and a reader at a kept version finds the newest
+generation at or below it with one seek, however many there are.
+
+RocksDB's own log is off. The pool is the truth: a state may lag behind it and is then replayed, and an index
+that is lost or damaged is built again. ``_nowait`` looks only where no disk is touched.
+"""
+
+import shutil
+import struct
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+
+import msgpack
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    IngestExternalFileOptions,
+    Options,
+    Rdict,
+    SstFileWriter,
+    WriteBatch,
+    WriteOptions,
+)
+
+from metadata.errors import Corrupt, Unavailable
+from metadata.rows import decode_row, own_block_count
+
+_ROW_KEY = struct.Struct(">cQQQ")
+_SEGMENT_KEY = struct.Struct(">cQQ")
+_VDISK_KEY = struct.Struct(">cQ")
+_U64_MAX = (1 << 64) - 1
+_MEMTABLE_BYTES = 16 << 20
+_BLOCK_CACHE_BYTES = 32 << 20
+_OPEN_FILES_MAX = 256
+
+
+class Nowait(Enum):
+    """What a look-up that may not wait can say besides a value."""
+
+    ABSENT = "absent"
+    UNKNOWN = "only a look-up that may wait can tell"
+
+
+@dataclass(frozen=True, slots=True)
+class VdiskState:
+    """How far the index has applied a vdisk's log.
+
+    ``record_place`` and ``record_check`` name the commit record of ``version`` (0 before the first);
+    ``record_end`` is the position behind it in its group.
+    """
+
+    version: int = 0
+    record_place: int = 0
+    record_check: int = 0
+    record_end: int = 0
+    size: int = 0
+    own_blocks: int = 0
+    overlap: int = 0
+    time_ns: int = 0
+    generation: int = 1
+
+
+@dataclass(slots=True)
+class IndexBatch:
+    """What one commit changes in the index; applied as a whole or not at all."""
+
+    vdisk: int
+    generation: int
+    rows: Mapping[int, bytes]
+    segments: Mapping[int, bytes]
+    state: VdiskState
+    drop_from_vblock: int | None = None
+    """Rows of this generation from here on go first (a truncation of a vdisk that keeps nothing older)."""
+
+
+def row_key(vdisk: int, vblock: int, generation: int) -> bytes:
+    """Newer generations sort first, so a seek from version v meets the newest at or below v."""
+    return _ROW_KEY.pack(b"m", vdisk, vblock, _U64_MAX - generation)
+
+
+def segment_key(vdisk: int, segment: int) -> bytes:
+    """``segment`` is place >> 8."""
+    return _SEGMENT_KEY.pack(b"g", vdisk, segment)
+
+
+def vdisk_key(vdisk: int) -> bytes:
+    """The key of a vdisk's state."""
+    return _VDISK_KEY.pack(b"v", vdisk)
+
+
+def _options() -> Options:
+    table = BlockBasedOptions()
+    table.set_bloom_filter(10, False)
+    table.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
+    table.set_cache_index_and_filter_blocks(True)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(table)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_write_buffer_size(_MEMTABLE_BYTES)
+    options.set_max_write_buffer_number(3)
+    options.set_max_open_files(_OPEN_FILES_MAX)
+    options.set_max_background_jobs(2)
+    options.set_keep_log_file_num(2)
+    options.set_paranoid_checks(True)
+    return options
+
+
+class Index:
+    """An open index directory; one to a node, held by its daemon from start to end."""
+
+    def __init__(self, path: str) -> None:
+        """Opens or creates it.
+
+        Raises:
+            Corrupt: it cannot be read; delete it (``Index.destroy``) and start afresh.
+        """
+        self.path = path
+        try:
+            self._db = Rdict(path, _options())
+        except Exception as exc:
+            raise Corrupt(f"the snapshot index cannot be opened: {exc} path={path}") from exc
+        unlogged = WriteOptions()
+        unlogged.disable_wal = True
+        self._db.set_write_options(unlogged)
+
+    @staticmethod
+    def destroy(path: str) -> None:
+        """Removes an index directory, whatever is in it."""
+        shutil.rmtree(path, ignore_errors=True)
+
+    def _get(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as exc:
+            raise Corrupt(f"the snapshot index is damaged: {exc}") from exc
+        return value
+
+    def _get_nowait(self, key: bytes) -> bytes | Nowait:
+        try:
+            found, value = self._db.key_may_exist(key, fetch=True)
+        except Exception as exc:
+            raise Corrupt(f"the snapshot index is damaged: {exc}") from exc
+        if not found:
+            return Nowait.ABSENT
+        return Nowait.UNKNOWN if value is None else value
+
+    def row(self, vdisk: int, vblock: int, generation: int) -> "array[int] | None":
+        """The row of exactly this generation."""
+        data = self._get(row_key(vdisk, vblock, generation))
+        return None if data is None else decode_row(data)
+
+    def row_nowait(self, vdisk: int, vblock: int, generation: int) -> "array[int] | Nowait":
+        """As ``row``, without touching a disk."""
+        data = self._get_nowait(row_key(vdisk, vblock, generation))
+        return data if isinstance(data, Nowait) else decode_row(data)
+
+    def row_at(self, vdisk: int, vblock: int, version: int) -> "array[int] | None":
+        """The newest row at or below a version: one seek."""
+        cursor = self._db.iter()
+        cursor.seek(row_key(vdisk, vblock, version))
+        if not cursor.valid():
+            return None
+        key = bytes(cursor.key())
+        if key[:17] != row_key(vdisk, vblock, version)[:17]:
+            return None
+        return decode_row(cursor.value())
+
+    def rows_at(
+        self, vdisk: int, version: int, *, first_vblock: int = 0, end_vblock: int = _U64_MAX
+    ) -> Iterator[tuple[int, "array[int]"]]:
+        """All (vblock, row) at or below a version, in order, in a view of this moment."""
+        cursor = self._db.iter()
+        cursor.seek(row_key(vdisk, first_vblock, version))
+        while cursor.valid():
+            kind, owner, vblock, inverted = _parse_row_key(bytes(cursor.key()))
+            if kind != b"m" or owner != vdisk or vblock >= end_vblock:
+                return
+            if _U64_MAX - inverted > version:  # only newer ones here so far: go on to ours
+                cursor.seek(row_key(vdisk, vblock, version))
+                continue
+            yield vblock, decode_row(cursor.value())
+            cursor.seek(row_key(vdisk, vblock + 1, version))
+
+    def vblocks(self, vdisk: int, first: int, end: int) -> list[int]:
+        """Numbers of the vblocks in [first, end) that have a row of any generation."""
+        found = []
+        cursor = self._db.iter()
+        cursor.seek(row_key(vdisk, first, _U64_MAX))
+        while cursor.valid():
+            kind, owner, vblock, _ = _parse_row_key(bytes(cursor.key()))
+            if kind != b"m" or owner != vdisk or vblock >= end:
+                break
+            found.append(vblock)
+            cursor.seek(row_key(vdisk, vblock + 1, _U64_MAX))
+        return found
+
+    def first_vblock(self, vdisk: int, first: int, end: int) -> int | None:
+        """The first vblock in [first, end) that has a row of any generation."""
+        cursor = self._db.iter()
+        cursor.seek(row_key(vdisk, first, _U64_MAX))
+        if not cursor.valid():
+            return None
+        kind, owner, vblock, _ = _parse_row_key(bytes(cursor.key()))
+        return vblock if kind == b"m" and owner == vdisk and vblock < end else None
+
+    def own_block_counts(self, vdisk: int, first: int) -> dict[int, int]:
+        """Blocks with bytes of the vdisk's own in the newest row of each vblock from ``first`` on."""
+        newest = self.rows_at(vdisk, _U64_MAX, first_vblock=first)
+        return {vblock: own_block_count(row) for vblock, row in newest}
+
+    def segment(self, vdisk: int, segment: int) -> "array[int] | None":
+        """The 256 checksums of a segment."""
+        return _decode_segment(self._get(segment_key(vdisk, segment)))
+
+    def segment_nowait(self, vdisk: int, segment: int) -> "array[int] | Nowait":
+        """As ``segment``, without touching a disk."""
+        data = self._get_nowait(segment_key(vdisk, segment))
+        if isinstance(data, Nowait):
+            return data
+        checksums = _decode_segment(data)
+        return Nowait.ABSENT if checksums is None else checksums
+
+    def state(self, vdisk: int) -> VdiskState | None:
+        """How far this vdisk is applied; None if the index knows nothing of it."""
+        data = self._get(vdisk_key(vdisk))
+        if data is None:
+            return None
+        try:
+            return VdiskState(**msgpack.unpackb(data))
+        except (TypeError, ValueError, msgpack.UnpackException) as exc:
+            raise Corrupt(f"the snapshot index holds a damaged state vdisk={vdisk}") from exc
+
+    def apply(self, batch: IndexBatch) -> None:
+        """Makes one commit visible, atomically."""
+        writes = WriteBatch(raw_mode=True)
+        vdisk, generation = batch.vdisk, batch.generation
+        if batch.drop_from_vblock is not None:
+            writes.delete_range(row_key(vdisk, batch.drop_from_vblock, _U64_MAX), row_key(vdisk, _U64_MAX, 0))
+        for vblock, row in batch.rows.items():
+            writes.put(row_key(vdisk, vblock, generation), row)
+        for segment, checksums in batch.segments.items():
+            writes.put(segment_key(vdisk, segment), checksums)
+        writes.put(vdisk_key(vdisk), msgpack.packb(asdict(batch.state)))
+        self._write(writes)
+
+    def forget(self, vdisk: int) -> None:
+        """Drops all that is known of a vdisk."""
+        writes = WriteBatch(raw_mode=True)
+        writes.delete_range(row_key(vdisk, 0, _U64_MAX), row_key(vdisk, _U64_MAX, 0) + b"\0")
+        writes.delete_range(segment_key(vdisk, 0), segment_key(vdisk, _U64_MAX) + b"\0")
+        writes.delete(vdisk_key(vdisk))
+        self._write(writes)
+
+    def _write(self, writes: WriteBatch) -> None:
+        try:
+            self._db.write(writes)
+        except Exception as exc:
+            raise Unavailable(f"the snapshot index cannot be written: {exc} path={self.path}") from exc
+
+    def export_vdisk(self, vdisk: int, path: str) -> int:
+        """Writes all that is known of a vdisk to an SST file, in a view of this moment; returns its rows."""
+        cursor = self._db.iter()
+        writer = SstFileWriter(_options())
+        writer.open(path)
+        count = 0
+        for prefix in (segment_key(vdisk, 0)[:9], row_key(vdisk, 0, 0)[:9], vdisk_key(vdisk)):
+            cursor.seek(prefix)
+            while cursor.valid() and bytes(cursor.key()).startswith(prefix):
+                writer[bytes(cursor.key())] = cursor.value()
+                count += 1
+                cursor.next()
+        writer.finish()
+        return count
+
+    def ingest(self, path: str) -> None:
+        """Takes in a file that ``export_vdisk`` wrote; the file is copied, not moved.
+
+        Raises:
+            Corrupt: it is no such file, or damaged.
+        """
+        options = IngestExternalFileOptions()
+        options.set_move_files(False)
+        try:
+            self._db.ingest_external_file([path], options)
+        except Exception as exc:
+            raise Corrupt(f"checkpoint cannot be taken in: {exc} path={path}") from exc
+
+    def flush(self) -> None:
+        """Everything applied so far survives a crash without a replay. Waits for the disk."""
+        try:
+            self._db.flush()
+        except Exception as exc:
+            raise Unavailable(f"the snapshot index cannot be written: {exc} path={self.path}") from exc
+
+    def live_bytes(self) -> int:
+        """Bytes of the index's live files and memtables."""
+        names = ("rocksdb.live-sst-files-size", "rocksdb.size-all-mem-tables")
+        return sum(self._db.property_int_value(name) or 0 for name in names)
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._db.close()
+
+
+def _parse_row_key(key: bytes) -> tuple[bytes, int, int, int]:
+    if len(key) != _ROW_KEY.size:
+        return b"", 0, 0, 0
+    kind, vdisk, vblock, inverted = _ROW_KEY.unpack(key)
+    return kind, vdisk, vblock, inverted
+
+
+def _decode_segment(data: bytes | None) -> "array[int] | None":
+    if data is None:
+        return None
+    if len(data) != 1024:
+        raise Corrupt(f"the snapshot index holds a damaged checksum row length={len(data)}")
+    checksums = array("I")
+    checksums.frombytes(data)
+    return checksums

@@ -1,0 +1,118 @@
+"""A clone's parents: the blocks its rows call PARENT, found once and then read at no extra cost.
+
+A parent is (vdisk, version) and never changes, so what a vblock's PARENT blocks resolve to never changes
+either: the first read walks up the generations, later ones find places and owners in ``_resolved``. Depth is
+paid once.
+"""
+
+from array import array
+from dataclasses import dataclass
+
+from metadata.ids import HOLE, PARENT
+from metadata.index import Index
+from metadata.rows import runs, uniform_row
+from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES
+from replication.caches import FifoCache
+from replication.groups import GroupSet
+
+_ZEROS = bytes(VBLOCK_BYTES)
+_NOTHING: list[set[int]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One ancestor at the version its child was made of.
+
+    ``absent`` is the place of blocks that have no row there; ``overlap`` how many bytes of *its* parent show
+    through where it has none.
+    """
+
+    groups: GroupSet
+    version: int
+    absent: int
+    overlap: int
+
+
+def absent_row(vblock: int, *, absent: int, overlap: int) -> "array[int]":
+    """The row of a vblock that has none: holes, or as far as the parent shows through, PARENT."""
+    if absent == HOLE or overlap <= vblock * VBLOCK_BYTES:
+        return uniform_row(HOLE)
+    row = uniform_row(PARENT)
+    visible = -(-(overlap - vblock * VBLOCK_BYTES) // BLOCK_BYTES)
+    if visible < VBLOCK_BLOCKS:
+        row[visible:] = array("Q", (HOLE,)) * (VBLOCK_BLOCKS - visible)
+    return row
+
+
+class Ancestry:
+    """The generations above one vdisk, nearest first; empty for one that is no clone."""
+
+    def __init__(self, index: Index, cache: FifoCache, *, absent: int, generations: list[Generation]) -> None:
+        self.absent, self.generations = absent, generations
+        self._index, self._cache = index, cache
+        self._resolved: dict[int, tuple["array[int]", "array[int]"]] = {}
+
+    def absent_row(self, vblock: int, overlap: int) -> "array[int]":
+        """The vdisk's own row where the index has none."""
+        return absent_row(vblock, absent=self.absent, overlap=overlap)
+
+    def read_nowait(self, view: memoryview, block_no: int, count: int) -> bool:
+        """Fills ``view`` with blocks of one vblock as the parent has them, if memory can."""
+        resolved = self._resolved.get(block_no >> 8)
+        if resolved is None:
+            return False
+        at = 0
+        for groups, place, length in self._parts(resolved, block_no & 255, count):
+            part = view[at : at + length * BLOCK_BYTES]
+            if groups is None:
+                part[:] = _ZEROS[: len(part)]
+            elif not groups.read_run_nowait(part, place, length):
+                return False
+            at += len(part)
+        return True
+
+    def parts(self, block_no: int, count: int) -> list[tuple[GroupSet | None, int, int]] | None:
+        """Blocks of one vblock as (owner or None for a hole, place, count); None if not resolved yet."""
+        resolved = self._resolved.get(block_no >> 8)
+        return None if resolved is None else self._parts(resolved, block_no & 255, count)
+
+    def _parts(
+        self, resolved: tuple["array[int]", "array[int]"], first: int, count: int
+    ) -> list[tuple[GroupSet | None, int, int]]:
+        places, depths = resolved
+        parts: list[tuple[GroupSet | None, int, int]] = []
+        for start, length, place in runs(places, first, count):
+            if place <= PARENT:
+                parts.append((None, HOLE, length))
+                continue
+            at = start
+            while at < start + length:  # equal places of two ancestors may look like one run
+                depth, end = depths[at], at + 1
+                while end < start + length and depths[end] == depth:
+                    end += 1
+                parts.append((self.generations[depth].groups, places[at], end - at))
+                at = end
+        return parts
+
+    def find(self, vblock: int) -> tuple["array[int]", "array[int]"]:
+        """Thread: what the parent has for a vblock, as places and, for each, how many generations up less one."""
+        places, depths = uniform_row(PARENT), array("H", bytes(2 * VBLOCK_BLOCKS))
+        open_blocks = list(range(VBLOCK_BLOCKS))
+        for depth, generation in enumerate(self.generations):
+            row = self._index.row_at(generation.groups.vdisk, vblock, generation.version)
+            if row is None:
+                row = absent_row(vblock, absent=generation.absent, overlap=generation.overlap)
+            for at in open_blocks:
+                places[at] = row[at]
+                depths[at] = depth
+            open_blocks = [at for at in open_blocks if places[at] == PARENT]
+            if not open_blocks:
+                break
+        for at in open_blocks:
+            places[at] = HOLE
+        return places, depths
+
+    def install(self, vblock: int, resolved: tuple["array[int]", "array[int]"]) -> None:
+        """Keeps what ``find`` found."""
+        self._resolved[vblock] = resolved
+        self._cache.admit(self._resolved, vblock, _NOTHING)

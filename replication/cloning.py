@@ -1,0 +1,91 @@
+"""Copying inside the node: by sharing blocks where the parent rule allows it, by bytes elsewhere.
+
+A range copied at equal offsets into a vdisk that has no blocks of its own yet, from one source at one version,
+becomes PARENT places: no data moves. So `cp`, which asks piece by piece, makes a clone. The source's version
+is kept from then on (its generation moves), because the child reads it.
+"""
+
+from metadata.units import BLOCK_BYTES
+from replication.ancestry import Ancestry, Generation
+from replication.commit import flush
+from replication.head import Head
+from replication.head_read import read
+from replication.head_write import adopt_range, truncate, write
+from replication.ownership import adopt
+from replication.vdisks import Vdisks
+
+COPY_BYTES_MAX = 1 << 30
+"""Shared in one request; then the caller, and others, get a turn."""
+_PIECE_BYTES = 1 << 20
+_PIECES_MAX = 16
+"""Copied by bytes in one request: 16 MiB."""
+_TRIES = 20
+
+
+async def copy_range(
+    vdisks: Vdisks, source: Head, target: Head, *, offset: int, to: int, length: int
+) -> int:
+    """Copies from ``offset`` of the source to ``to`` of the target; returns how many bytes, perhaps fewer.
+
+    Raises:
+        NoSpace, Unavailable, Corrupt: nothing, or a first part, was copied.
+    """
+    length = min(length, max(0, source.size - offset))
+    if not length:
+        return 0
+    if source is not target and offset == to and await _share(vdisks, source, target, offset, length):
+        return length
+    done = 0
+    for _ in range(_PIECES_MAX):
+        piece = min(_PIECE_BYTES, length - done)
+        if not piece:
+            break
+        data = await read(source, offset + done, piece)
+        if not data:
+            break
+        await write(target, to + done, data)
+        done += len(data)
+    return done
+
+
+async def _share(vdisks: Vdisks, source: Head, target: Head, offset: int, length: int) -> bool:
+    """Shares the range if it can; False: copy bytes."""
+    end = offset + length
+    reaches_end = end == source.size and end >= target.size
+    if offset % BLOCK_BYTES or (end % BLOCK_BYTES and not reaches_end):
+        return False
+    if not await _make_child(vdisks, source, target):
+        return False
+    first = offset // BLOCK_BYTES
+    await adopt_range(target, first, -(-end // BLOCK_BYTES) - first)
+    if target.size < end:
+        await truncate(target, end)
+    return True
+
+
+async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> bool:
+    """Whether the target is, or now becomes, a child of the source as it is now."""
+    async with target.room_lock:
+        for _ in range(_TRIES):
+            await flush(source)
+            if source.is_dirty or source.commit_done is not None:
+                continue
+            parent = (source.vdisk, source.log.version)
+            if target.ancestry.generations:
+                nearest = target.ancestry.generations[0]
+                return (nearest.groups.vdisk, nearest.version) == parent
+            if target.own_blocks or target.generation > 1 or not source.log.version:
+                return False
+            source.keep(source.log.version)  # no await since the flush: the next commit leaves these rows alone
+            await adopt(target.workspace.catalog, target.vdisk, parent=parent)
+            target.ancestry = _child_ancestry(source, parent[1])
+            vdisks.note_parent(target.vdisk, parent)
+            return True
+    return False
+
+
+def _child_ancestry(source: Head, version: int) -> Ancestry:
+    nearest = Generation(source.groups, version, source.ancestry.absent, source.overlap)
+    space = source.workspace
+    generations = [nearest, *source.ancestry.generations]
+    return Ancestry(space.index, space.row_cache, absent=0, generations=generations)

@@ -1,0 +1,192 @@
+"""The slow way to read: fetch what memory lacks, in threads, then read and verify there too.
+
+``load_rows`` and ``plan_runs`` also serve whoever asks where data lies: lseek, map, copying.
+"""
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import trio
+
+from metadata.errors import Corrupt
+from metadata.ids import HOLE, PARENT
+from metadata.rows import runs
+from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
+from replication.groups import GroupSet, Missing
+from replication.head import Head
+
+_LOAD_TRIES = 50
+"""A row just fetched is found in the index's memory; being evicted that often in a row means a bug."""
+_ANY_VERSION = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive blocks of a vdisk that lie together: ``groups`` is None for a hole."""
+
+    block_no: int
+    count: int
+    groups: GroupSet | None
+    place: int
+    inherited: bool = False
+    """The vdisk's own row says PARENT."""
+
+
+async def load_rows(head: Head, vblocks: Iterable[int], *, parents: bool = False) -> None:
+    """Sees to it that these rows are in memory when it returns (and no await comes between).
+
+    Args:
+        head: whose rows.
+        vblocks: few enough to fit the row cache.
+        parents: also find what their PARENT blocks resolve to.
+    """
+    wanted = list(vblocks)
+    for _ in range(_LOAD_TRIES):
+        lacking = [vblock for vblock in wanted if head.row_nowait(vblock) is None]
+        unresolved = [v for v in wanted if parents and v not in lacking and _lacks_parents(head, v)]
+        if not lacking and not unresolved:
+            return
+        if lacking:
+            commits = head.commits
+            found = await head.workspace.wait_for(lambda: _fetch_rows(head, lacking))
+            if head.commits == commits:
+                for vblock, row in found:
+                    head.install_row(vblock, row)
+        if unresolved:
+            ancestry = head.ancestry
+            resolved = await head.workspace.wait_for(lambda: [(v, ancestry.find(v)) for v in unresolved])
+            for vblock, answer in resolved:
+                ancestry.install(vblock, answer)
+    raise Corrupt(f"the index does not keep the rows it is asked for vdisk={head.vdisk}")
+
+
+def _lacks_parents(head: Head, vblock: int) -> bool:
+    row = head.rows[vblock]
+    return PARENT in row and head.ancestry.parts(vblock << 8, 1) is None
+
+
+def _fetch_rows(head: Head, vblocks: list[int]) -> "list[tuple[int, array[int] | None]]":
+    return [(vblock, head.index.row_at(head.vdisk, vblock, _ANY_VERSION)) for vblock in vblocks]
+
+
+def plan_runs(head: Head, block_no: int, count: int) -> list[Run]:
+    """Where these blocks lie now. Their rows, and their parents', are loaded."""
+    plan: list[Run] = []
+    while count:
+        first = block_no & 255
+        part = min(count, VBLOCK_BLOCKS - first)
+        for start, length, place in runs(head.rows[block_no >> 8], first, part):
+            at = (block_no & ~255) + start
+            if place > PARENT:
+                plan.append(Run(at, length, head.groups, place))
+            elif place == HOLE:
+                plan.append(Run(at, length, None, HOLE))
+            else:
+                for groups, where, n in head.ancestry.parts(at, length) or ():
+                    plan.append(Run(at, n, groups, where, inherited=True))
+                    at += n
+        block_no += part
+        count -= part
+    return plan
+
+
+async def read(head: Head, offset: int, size: int) -> bytes:
+    """The verified bytes at [offset, offset + size), as far as the vdisk goes.
+
+    Raises:
+        Corrupt: a block fails its checksum.
+        Unavailable: the pool does not answer.
+    """
+    end = min(offset + size, head.size)
+    if end <= offset:
+        return b""
+    first, last = offset >> 12, end - 1 >> 12
+    await load_rows(head, range(first >> 8, (last >> 8) + 1), parents=True)
+    plan = plan_runs(head, first, last - first + 1)  # no await since the rows were loaded: one moment's places
+    data = await read_plan(head, plan, (last - first + 1) * BLOCK_BYTES)
+    skip = offset & 4095
+    return bytes(data[skip : skip + end - offset])
+
+
+async def read_plan(head: Head, plan: list[Run], length: int) -> memoryview:
+    """The bytes of consecutive runs."""
+    buffer = memoryview(bytearray(length))
+    await fetch_missing(head, [run.groups.missing(run.place, run.count) for run in plan if run.groups])
+    jobs: list[tuple[GroupSet, memoryview, int, array[int]]] = []
+    at = 0
+    for run in plan:
+        view = buffer[at : at + run.count * BLOCK_BYTES]
+        at += len(view)
+        if run.groups is not None:
+            expected = run.groups.checksums_nowait(run.place, run.count)
+            if expected is None:
+                raise Corrupt(f"the index lacks checksums vdisk={run.groups.vdisk} place={run.place:#x}")
+            jobs.append((run.groups, view, run.place, expected))
+    files = [groups.files[place >> 16] for groups, _, place, _ in jobs]
+    for file in files:
+        file.busy += 1
+    try:
+        await head.workspace.wait_for(lambda: _read_jobs(jobs))
+    finally:
+        for file in files:
+            file.busy -= 1
+    return buffer
+
+
+def _read_jobs(jobs: "list[tuple[GroupSet, memoryview, int, array[int]]]") -> None:
+    for groups, view, place, expected in jobs:
+        groups.files[place >> 16].ensure_open()
+        groups.read_run(view, place, expected)
+
+
+async def fetch_missing(head: Head, lacking: list[Missing]) -> None:
+    """Opens files and loads checksums that a plan needs."""
+    lacking = [missing for missing in lacking if missing]
+    if not lacking:
+        return
+    for missing in lacking:
+        missing.begin()
+    try:
+        await head.workspace.wait_for(lambda: [missing.fetch() for missing in lacking])
+        for missing in lacking:
+            missing.install()
+    finally:
+        for missing in lacking:
+            missing.end()
+
+
+async def seek(head: Head, offset: int, *, data: bool) -> int | None:
+    """The next offset at or behind this one that has data (or a hole), None if there is none.
+
+    The end of the vdisk counts as a hole. Blocks that a clone has from its parent are data.
+    """
+    if offset >= head.size:
+        return None
+    block_no, end = offset >> 12, -(-head.size // BLOCK_BYTES)
+    mapped: list[int] = []
+    horizon = 0
+    while block_no < end:
+        vblock = block_no >> 8
+        if data and head.ancestry.absent == HOLE and vblock not in head.rows:
+            if vblock >= horizon:  # skip what has no row at all, a stretch at a time
+                horizon = vblock + 65536
+                mapped = await _mapped_vblocks(head, vblock, horizon)
+            following = next((v for v in mapped if v >= vblock), horizon)
+            if following > vblock:
+                nearest = min((v for v in head.rows if vblock < v < following), default=following)
+                block_no = nearest << 8
+                continue
+        await load_rows(head, (vblock,), parents=True)
+        for run in plan_runs(head, block_no, min(end, (vblock + 1) << 8) - block_no):
+            if (run.groups is not None) == data:
+                return max(offset, run.block_no * BLOCK_BYTES)
+        block_no = (vblock + 1) << 8
+        if not block_no & 0xFFFF:
+            await trio.lowlevel.checkpoint()
+    return None if data else head.size
+
+
+async def _mapped_vblocks(head: Head, first: int, end: int) -> list[int]:
+    found = await head.workspace.wait_for(lambda: head.index.vblocks(head.vdisk, first, end))
+    return sorted({*found, *(vblock for vblock in head.rows if first <= vblock < end)})

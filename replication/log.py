@@ -1,0 +1,350 @@
+"""The owner's log of one vdisk: data appended now, made a version by a commit record later.
+
+    append*  ->  begin_commit  ->  (thread) Commit.write: record, fdatasync  ->  finish | fail
+
+What is appended and not yet committed is *pending*: extents in the order they were written, and the blocks'
+checksums. One record commits all of it, even where it spans groups; recovery then finds either all or nothing.
+Space for that record is reserved before the data is accepted, so a full pool refuses a write, never a flush.
+
+A failed write or sync leaves unknown what the disk holds, and the page cache may call it clean. The group is
+then abandoned (``broken``): its pending blocks are read back, verified, and appended to a new group before the
+next commit. The failed version's number is burnt, so no two commits ever share one.
+
+Everything here runs on the event loop except what says "thread".
+"""
+
+from array import array
+from dataclasses import dataclass, field
+
+from metadata.errors import NoSpace, VdiskfsError
+from metadata.ids import PARENT, POSITION_MASK, Version, epoch_of, group_id, number_of
+from metadata.records import (
+    CHECKSUM_BYTES,
+    EXTENT_BLOCKS_MAX,
+    EXTENT_BYTES,
+    HEADER_BYTES,
+    CommitRecord,
+    encode_record,
+    record_block_count,
+)
+from metadata.units import BLOCK_BYTES, GROUP_BLOCKS
+from replication.groups import GroupSet, block_checksums
+from replication.pool_directory import DirectoryPool, GroupFile
+
+STEP_BLOCKS_MIN = 64
+STEP_BLOCKS_MAX = 4096
+"""Preallocation grows from 256 KiB to 16 MiB a step: small vdisks stay small, streams ask seldom."""
+RESERVE_BLOCKS = 4
+_BYTES_PER_BLOCK = EXTENT_BYTES + CHECKSUM_BYTES
+"""What a block adds to the record at worst."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """Changes that no record holds yet."""
+
+    extents: "array[int]" = field(default_factory=lambda: array("Q"))
+    checksums: "array[int]" = field(default_factory=lambda: array("I"))
+    files: dict[int, GroupFile] = field(default_factory=dict)
+    """Groups that hold unsynced blocks of these."""
+    first_sequence: int = 0
+    """The journal's oldest entry about these; 0: none."""
+    next_block: int = -1
+    next_place: int = -1
+
+    def note(self, block_no: int, count: int, place: int) -> None:
+        """Adds an extent, or grows the last one if this goes on where it ends."""
+        words = self.extents
+        if block_no == self.next_block and place == self.next_place and (words[-2] & 0xFFFF) + count < 0x10000:
+            words[-2] += count
+        else:
+            words.extend((block_no << 16 | count - 1, place))
+        self.next_block = block_no + count
+        self.next_place = place + count if place > PARENT else -1
+
+    def note_shared(self, block_no: int, count: int, place: int) -> None:
+        """Adds any number of blocks that have HOLE or PARENT for a place."""
+        while count > 0:
+            part = min(count, EXTENT_BLOCKS_MAX)
+            self.note(block_no, part, place)
+            block_no += part
+            count -= part
+
+    def record_bytes(self) -> int:
+        """How long a record of these would be."""
+        return HEADER_BYTES + 8 * len(self.extents) + CHECKSUM_BYTES * len(self.checksums)
+
+    def data_bytes(self) -> int:
+        """Bytes appended and not committed."""
+        return len(self.checksums) * BLOCK_BYTES
+
+    def prepend(self, earlier: "Pending") -> None:
+        """Takes an earlier lot, whose commit failed, in front of these."""
+        self.extents = earlier.extents + self.extents
+        self.checksums = earlier.checksums + self.checksums
+        self.files |= earlier.files
+        self.first_sequence = earlier.first_sequence or self.first_sequence
+        self.next_block = -1
+
+
+@dataclass(slots=True)
+class Commit:
+    """One commit on its way: what a thread writes, and what the log becomes if that succeeds."""
+
+    record: CommitRecord
+    data: bytes
+    check: int
+    file: GroupFile
+    position: int
+    pending: Pending
+
+    @property
+    def place(self) -> int:
+        """The record's."""
+        return self.file.base + self.position
+
+    def begin_io(self) -> None:
+        """Keeps the files open while a thread uses them."""
+        for file in (*self.pending.files.values(), self.file):
+            file.busy += 1
+
+    def end_io(self) -> None:
+        """Undoes ``begin_io``."""
+        for file in (*self.pending.files.values(), self.file):
+            file.busy -= 1
+
+    def write(self) -> None:
+        """Thread: record behind the data, then everything durable.
+
+        Raises:
+            NoSpace, Unavailable: nothing may be believed of what these groups hold since the last commit.
+        """
+        self.file.ensure_open()
+        self.file.write(self.data, self.position)
+        for file in self.pending.files.values():
+            if file is not self.file:
+                file.ensure_open()
+                file.sync()
+        self.file.sync()
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Preallocated space in a group: appends go to ``tail`` and may reach ``limit``."""
+
+    file: GroupFile
+    tail: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What a rescue made: the groups it filled, and the pending extents with their new places."""
+
+    room: Room
+    files: list[GroupFile]
+    extents: "list[tuple[int, int, int, array[int]]]"
+    """(block number, count, place, checksums)"""
+
+
+class OwnerLog:
+    """The log of a vdisk this node owns; one to a head."""
+
+    def __init__(self, groups: GroupSet, *, epoch: int) -> None:
+        self.groups, self.epoch = groups, epoch
+        self.pool: DirectoryPool = groups.pool
+        self.file: GroupFile | None = None
+        self.tail = 0
+        """Position of the next append."""
+        self.limit = 0
+        """Appends may fill the group up to here; 0 while the log takes none."""
+        self.broken = False
+        self.pending = Pending()
+        self.version = Version(0)
+        self.last_version = Version(0)
+        """The highest number ever tried, failed ones included."""
+        self.record_place = 0
+        self.record_check = 0
+        self.step = STEP_BLOCKS_MIN
+        self._resume_at = (0, 0)
+        """Group and position where a recovered log goes on; group 0: it begins a new one."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Writes under this epoch from now on; groups of an older one get no more."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.file, self.tail, self.limit = None, 0, 0
+
+    def resume(self, *, version: int, record_place: int, record_check: int, end: int) -> None:
+        """Goes on behind a recovered commit, whose record ends at position ``end`` of its group."""
+        self._resume_at = (record_place >> 16, end)
+        self.version = self.last_version = Version(version)
+        self.record_place, self.record_check = record_place, record_check
+
+    def resume_behind(self, place: int, count: int) -> None:
+        """Goes on no earlier than behind these blocks (which the journal knows and no commit holds)."""
+        self._resume_at = max(self._resume_at, (place >> 16, (place & POSITION_MASK) + count))
+
+    def fits(self, block_count: int) -> bool:
+        """Whether so many blocks can be appended at once."""
+        return self.tail + block_count <= self.limit
+
+    def make_room(self, block_count: int, *, tail: int) -> "Room":
+        """Thread: grows the open group, or creates the next, until ``block_count`` blocks and a record fit.
+
+        Changes nothing here: the loop may append meanwhile what still fits, then calls ``use_room``.
+
+        Raises:
+            NoSpace: not even these blocks and their record fit.
+        """
+        file = None if self.broken else self.file
+        if self.file is None:
+            file, tail = self._reopen_group()
+        if file is None or tail + block_count > GROUP_BLOCKS:
+            file, tail = self._create_next_group(), 0
+        file.ensure_open()
+        return self._grow(file, tail, block_count)
+
+    def _grow(self, file: GroupFile, tail: int, block_count: int) -> "Room":
+        step = self.step
+        while True:
+            want = max(min(tail + step, GROUP_BLOCKS), tail + block_count)
+            record_bytes = self.pending.record_bytes() + _BYTES_PER_BLOCK * (want - tail)
+            try:
+                file.preallocate(want + -(-record_bytes // BLOCK_BYTES) + RESERVE_BLOCKS)
+                return Room(file, tail, want)
+            except NoSpace:
+                if step <= block_count:
+                    raise
+                step = block_count
+
+    def _reopen_group(self) -> tuple[GroupFile | None, int]:
+        """The group a recovered log ended in, cut behind its last good block; a new epoch begins a new one."""
+        group, tail = self._resume_at
+        if not group or epoch_of(group) != self.epoch or tail >= GROUP_BLOCKS:
+            return None, 0
+        file = self.groups.file(group)
+        file.ensure_open()
+        file.trim(tail)
+        segment = self.groups.index.segment(self.groups.vdisk, file.base + tail >> 8)
+        if segment is not None:
+            self.groups.segments.setdefault(file.base + tail >> 8, segment)
+        self.groups.pinned[2] = {file.base + tail >> 8}
+        return file, tail
+
+    def use_room(self, room: "Room") -> None:
+        """Appends may use this room from now on."""
+        if room.file is not self.file:
+            self.file, self.tail, self.broken = room.file, room.tail, False
+            self.groups.files[room.file.group] = room.file
+            self.pool.note_open(room.file)
+        self.limit = room.limit
+        self.step = min(self.step * 4, STEP_BLOCKS_MAX)
+
+    def _create_next_group(self) -> GroupFile:
+        taken = self.pool.groups(self.groups.vdisk)
+        mine = [number_of(group) for group in taken if epoch_of(group) == self.epoch]
+        return self.pool.create_group(self.groups.vdisk, group_id(self.epoch, max(mine, default=-1) + 1))
+
+    def record_fits(self) -> bool:
+        """Whether a record of what is pending fits into what is preallocated."""
+        if self.file is None or self.broken:
+            return False
+        blocks = -(-self.pending.record_bytes() // BLOCK_BYTES)
+        return self.tail + blocks <= self.file.allocated_blocks
+
+    def begin_commit(self, *, size: int, time_ns: int, own_blocks: int, overlap: int) -> Commit:
+        """Takes what is pending and makes it a commit; later appends belong to the next one."""
+        pending, file, position = self.pending, self.file, self.tail
+        assert file is not None and not self.broken
+        self.last_version = Version(self.last_version + 1)
+        record = CommitRecord(
+            vdisk=self.groups.vdisk,
+            version=self.last_version,
+            previous_version=self.version,
+            previous_place=self.record_place,
+            previous_check=self.record_check,
+            size=size,
+            time_ns=time_ns,
+            own_blocks=own_blocks,
+            overlap=overlap,
+            extents=pending.extents,
+            checksums=pending.checksums,
+        )
+        data, check = encode_record(record, file.seed + position)
+        self.tail += record_block_count(len(pending.extents) // 2, len(pending.checksums))
+        self.pending = Pending()
+        return Commit(record, data, check, file, position, pending)
+
+    def finish_commit(self, commit: Commit) -> None:
+        """The commit is durable."""
+        self.version = commit.record.version
+        self.record_place, self.record_check = commit.place, commit.check
+
+    def fail_commit(self, commit: Commit) -> None:
+        """The commit may or may not be durable: what it held is pending again, its groups are abandoned."""
+        self.pending.prepend(commit.pending)
+        self.broken = True
+        self.limit = 0
+
+    def rescue(self) -> "Rescued":
+        """Thread: reads back what is pending in unsynced groups and appends it to new groups.
+
+        Nothing else is appended meanwhile: the log is broken. Changes nothing here; then ``use_rescued``.
+
+        Raises:
+            Corrupt, Unavailable: something cannot be read back as it was written.
+        """
+        room = self.make_room(1, tail=0)
+        files, renewed = [room.file], []
+        at = 0
+        words = self.pending.extents
+        for index in range(0, len(words), 2):
+            block_no, count, place = words[index] >> 16, (words[index] & 0xFFFF) + 1, words[index + 1]
+            checksums = self.pending.checksums[at : at + count] if place > PARENT else array("I")
+            at += len(checksums)
+            if place > PARENT and place >> 16 in self.pending.files:
+                data = memoryview(bytearray(count * BLOCK_BYTES))
+                self.groups.files[place >> 16].ensure_open()
+                self.groups.read_run(data, place, checksums)
+                room = self._rewrite(room, data, count)
+                if room.file is not files[-1]:
+                    files.append(room.file)
+                place = room.file.base + room.tail - count
+                checksums = block_checksums(data, room.file.seed + room.tail - count)
+            renewed.append((block_no, count, place, checksums))
+        return Rescued(room, files, renewed)
+
+    def _rewrite(self, room: "Room", data: memoryview, count: int) -> "Room":
+        if room.tail + count > GROUP_BLOCKS:
+            room = self._grow(self._create_next_group(), 0, count)
+        elif room.tail + count > room.limit:
+            room = self._grow(room.file, room.tail, count)
+        room.file.write(data, room.tail)
+        return Room(room.file, room.tail + count, room.limit)
+
+    def use_rescued(self, rescued: "Rescued") -> None:
+        """The pending list becomes the rescued one."""
+        sequence = self.pending.first_sequence
+        self.pending = pending = Pending(first_sequence=sequence)
+        for file in rescued.files:
+            self.groups.files[file.group] = pending.files[file.group] = file
+            self.pool.note_open(file)
+        for block_no, count, place, checksums in rescued.extents:
+            if place > PARENT:
+                pending.note(block_no, count, place)
+                pending.checksums.extend(checksums)
+                self.groups.note_checksums(place, checksums)
+            else:
+                pending.note_shared(block_no, count, place)
+        self.use_room(rescued.room)
+
+    def trim(self) -> None:
+        """Thread: gives back what is preallocated; the vdisk rests."""
+        if self.file is not None and not self.broken:
+            self.limit = 0
+            try:
+                self.file.ensure_open()
+                self.file.trim(self.tail)
+            except VdiskfsError:  # the space comes back at the next recovery
+                return

@@ -1,0 +1,86 @@
+"""Where a vdisk's bytes live, for people and tools that ask."""
+
+from typing import Any
+
+from metadata.ids import POSITION_MASK, epoch_of, number_of
+from metadata.units import BLOCK_BYTES
+from replication.head import Head
+from replication.head_read import Run, fetch_missing, load_rows, plan_runs
+from replication.vdisks import Vdisks
+
+_VBLOCKS_AT_ONCE = 64
+
+
+def group_name(group: int) -> str:
+    """A group as people read it: epoch.number."""
+    return f"{epoch_of(group)}.{number_of(group)}"
+
+
+async def describe(vdisks: Vdisks, vdisk: int) -> dict[str, Any]:
+    """The facts of one vdisk, JSON-ready. Sizes are bytes."""
+    head = await vdisks.head(vdisk)  # type: ignore[arg-type]
+    space = vdisks.workspace
+    sizes = await space.wait_for(lambda: [space.pool.group_bytes(vdisk, g) for g in space.pool.groups(vdisk)])
+    generations = head.ancestry.generations
+    return {
+        "version": head.log.version,
+        "epoch": head.log.epoch,
+        "size": head.size,
+        "allocated_bytes": head.own_blocks * BLOCK_BYTES,
+        "mtime_ns": head.mtime_ns,
+        "groups": len(sizes),
+        "group_bytes": sum(sizes),
+        "parent": {"vdisk": generations[0].groups.vdisk, "version": generations[0].version}
+        if generations
+        else None,
+        "children": vdisks.child_count(vdisk),
+        "open_handles": vdisks.handle_count(vdisk),
+        "dirty_bytes": head.log.pending.data_bytes(),
+        "directory": space.pool.vdisk_path(vdisk),
+    }
+
+
+async def map_range(vdisks: Vdisks, vdisk: int, offset: int, length: int) -> list[dict[str, Any]]:
+    """Stretches of [offset, offset + length) as far as the vdisk goes, in order, JSON-ready.
+
+    ``position`` counts blocks in the group; ``checksum`` is the first block's; ``kind`` is data, parent or hole.
+    """
+    head = await vdisks.head(vdisk)  # type: ignore[arg-type]
+    end = min(offset + length, head.size)
+    if end <= offset:
+        return []
+    block_no, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+    extents: list[dict[str, Any]] = []
+    while block_no <= last:
+        count = min(last + 1, ((block_no >> 8) + _VBLOCKS_AT_ONCE) << 8) - block_no
+        await load_rows(head, range(block_no >> 8, (block_no + count - 1 >> 8) + 1), parents=True)
+        plan = plan_runs(head, block_no, count)
+        extents += await _extents(head, plan)
+        block_no += count
+    extents[0]["length"] -= offset - extents[0]["offset"]
+    extents[0]["offset"] = offset
+    extents[-1]["length"] = end - extents[-1]["offset"]
+    return extents
+
+
+async def _extents(head: Head, plan: list[Run]) -> list[dict[str, Any]]:
+    await fetch_missing(head, [run.groups.missing(run.place, 1) for run in plan if run.groups])
+    extents: list[dict[str, Any]] = []
+    for run in plan:
+        extent: dict[str, Any] = {
+            "offset": run.block_no * BLOCK_BYTES,
+            "length": run.count * BLOCK_BYTES,
+            "kind": "hole",
+        }
+        if run.groups is not None:
+            checksums = run.groups.checksums_nowait(run.place, 1)
+            extent |= {
+                "kind": "parent" if run.inherited else "data",
+                "vdisk": run.groups.vdisk,
+                "group": group_name(run.place >> 16),
+                "position": run.place & POSITION_MASK,
+                "checksum": f"{checksums[0]:08x}" if checksums else None,
+                "file": run.groups.pool.group_path(run.groups.vdisk, run.place >> 16),
+            }
+        extents.append(extent)
+    return extents

@@ -1,0 +1,139 @@
+"""Who may commit to a vdisk: the owner record, and the mark that its head may be ahead of the catalog.
+
+    owner/ID   {"node", "epoch"}      compare-and-swap; the epoch grows with each change of node
+    vdisk/ID   {..., "resting"}       the summary of a vdisk nobody writes; taken away before the first change
+
+So a vdisk with a ``resting`` summary is exactly as its summary says, and one without is read from its log.
+"""
+
+from dataclasses import asdict, dataclass
+
+from metadata.catalog import Catalog, Change, decode_value, encode_value, owner_key, vdisk_key
+from metadata.errors import Conflict, Corrupt, NotFound
+from metadata.ids import Epoch
+
+_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """A vdisk at rest: its newest commit, and what `ls` shows."""
+
+    version: int
+    record_place: int
+    record_check: int
+    record_end: int
+    size: int
+    own_blocks: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class VdiskFacts:
+    """What the catalog knows of a vdisk."""
+
+    parent: tuple[int, int] | None
+    absent: int
+    overlap: int
+    resting: Resting | None
+    nameless: bool
+    node: str
+    epoch: int
+    revision: int
+    owner_revision: int
+
+
+def read_resting(value: object) -> Resting | None:
+    """The summary in a decoded ``vdisk/`` row."""
+    if not isinstance(value, dict) or not value.get("resting"):
+        return None
+    try:
+        return Resting(**value["resting"])
+    except TypeError as exc:
+        raise Corrupt(f"a damaged summary in the catalog: {exc}") from exc
+
+
+async def read_facts(catalog: Catalog, vdisk: int) -> VdiskFacts:
+    """The vdisk's rows in the catalog.
+
+    Raises:
+        NotFound: there is no such vdisk.
+    """
+    rows, _ = await catalog.read(vdisk_key(vdisk))
+    owners, _ = await catalog.read(owner_key(vdisk))
+    if not rows:
+        raise NotFound(f"no such vdisk vdisk={vdisk}")
+    value = decode_value(rows[0].key, rows[0].value)
+    owner = decode_value(owners[0].key, owners[0].value) if owners else {"node": "", "epoch": 0}
+    assert isinstance(value, dict) and isinstance(owner, dict)
+    parent = value.get("parent")
+    return VdiskFacts(
+        parent=tuple(parent) if parent else None,
+        absent=int(value.get("absent", 0)),
+        overlap=int(value.get("overlap", 0)),
+        resting=read_resting(value),
+        nameless=bool(value.get("nameless")),
+        node=str(owner["node"]),
+        epoch=int(owner["epoch"]),
+        revision=rows[0].revision,
+        owner_revision=owners[0].revision if owners else 0,
+    )
+
+
+async def _update(catalog: Catalog, vdisk: int, changes: dict[str, object]) -> None:
+    for _ in range(_TRIES):
+        rows, _ = await catalog.read(vdisk_key(vdisk))
+        if not rows:
+            raise NotFound(f"no such vdisk vdisk={vdisk}")
+        value = decode_value(rows[0].key, rows[0].value)
+        assert isinstance(value, dict)
+        put = (rows[0].key, encode_value({**value, **changes}))
+        try:
+            await catalog.transact(Change(compares=((rows[0].key, rows[0].revision),), puts=(put,)))
+            return
+        except Conflict:
+            continue
+    raise Conflict(f"the vdisk's record keeps changing vdisk={vdisk}")
+
+
+async def claim(catalog: Catalog, vdisk: int, *, node: str) -> Epoch:
+    """Makes this node the owner and takes the resting summary away; durable when it returns.
+
+    Returns:
+        The epoch to write under: the old one if the node owned the vdisk already.
+    """
+    for _ in range(_TRIES):
+        facts = await read_facts(catalog, vdisk)
+        epoch = facts.epoch if facts.node == node else facts.epoch + 1
+        rows, _ = await catalog.read(vdisk_key(vdisk))
+        value = decode_value(rows[0].key, rows[0].value) if rows else None
+        if not isinstance(value, dict) or rows[0].revision != facts.revision:
+            continue
+        change = Change(
+            compares=((vdisk_key(vdisk), facts.revision), (owner_key(vdisk), facts.owner_revision)),
+            puts=(
+                (vdisk_key(vdisk), encode_value({**value, "resting": None})),
+                (owner_key(vdisk), encode_value({"node": node, "epoch": epoch})),
+            ),
+        )
+        try:
+            await catalog.transact(change)
+            return Epoch(epoch)
+        except Conflict:
+            continue
+    raise Conflict(f"the vdisk's owner keeps changing vdisk={vdisk}")
+
+
+async def rest(catalog: Catalog, vdisk: int, resting: Resting) -> None:
+    """Notes what the vdisk is now that nobody writes it."""
+    await _update(catalog, vdisk, {"resting": asdict(resting)})
+
+
+async def adopt(catalog: Catalog, vdisk: int, *, parent: tuple[int, int]) -> None:
+    """Makes a vdisk without blocks a child of (vdisk, version); blocks it has no row for stay holes."""
+    await _update(catalog, vdisk, {"parent": list(parent), "absent": 0, "overlap": 0})
+
+
+async def set_nameless(catalog: Catalog, vdisk: int) -> None:
+    """Notes that a vdisk lives only for its children."""
+    await _update(catalog, vdisk, {"nameless": True})

@@ -1,0 +1,389 @@
+"""The pool as a directory: the one home of pool files.
+
+    POOL/vdiskfs.pool                                format, identity, salt (JSON)
+    POOL/catalog.sqlite                              the embedded catalog (metadata/catalog_sqlite.py)
+    POOL/lock                                        held by the node that has the pool mounted
+    POOL/vdisks/SH/VDISK/EPOCH-NUMBER.group          extent groups, append only
+    POOL/vdisks/SH/VDISK/VERSION.checkpoint          the vdisk's index at a version, an SST file
+
+SH is the vdisk id's low byte, VDISK its 16 hex digits. The pool closes the group files used longest ago: a
+``GroupFile`` outlives its descriptor, ``read_nowait`` then says no, and ``ensure_open`` heals it.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from metadata.catalog_sqlite import create_sqlite_catalog
+from metadata.errors import (
+    Corrupt,
+    Exists,
+    InvalidRequest,
+    NoSpace,
+    NotFound,
+    NotOwner,
+    Unavailable,
+    VdiskfsError,
+)
+from metadata.ids import GroupId, epoch_of, group_id, number_of
+from metadata.namespace_plans import plan_root
+from metadata.records import group_seed
+from metadata.units import BLOCK_BYTES
+
+FORMAT = 1
+CATALOG_NAME = "catalog.sqlite"
+OPEN_FILES_MAX = 1024
+"""Group files kept open; the daemon raises its descriptor limit to suit (fusefs/node.py)."""
+
+_GROUP_NAME = re.compile(r"([0-9a-f]{6})-([0-9a-f]{7})\.group")
+_CHECKPOINT_NAME = re.compile(r"([0-9a-f]{16})\.checkpoint")
+_ZEROS = bytes(1 << 20)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_PREALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+def pool_error(exc: OSError, what: str) -> VdiskfsError:
+    """Our error for an operating system's, with what was being done."""
+    if exc.errno in _NO_SPACE:
+        return NoSpace(f"the pool is full: {what}")
+    return Unavailable(f"the pool does not answer: {what}: {exc.strerror}")
+
+
+class GroupFile:
+    """One extent group's file. ``position`` counts blocks; lengths are whole blocks."""
+
+    __slots__ = ("allocated_blocks", "base", "busy", "fd", "group", "path", "seed", "vdisk")
+
+    def __init__(self, path: str, *, vdisk: int, group: int, seed: int) -> None:
+        self.path, self.vdisk, self.group, self.seed = path, vdisk, group, seed
+        self.base = group << 16
+        """The place of the group's first block."""
+        self.fd = -1
+        self.allocated_blocks = 0
+        self.busy = 0
+        """Threads that use the descriptor now; it is not closed meanwhile."""
+
+    def ensure_open(self) -> None:
+        """Opens the file if it is not.
+
+        Raises:
+            NotFound: there is no such group file.
+            Unavailable: the pool does not answer.
+        """
+        if self.fd >= 0:
+            return
+        try:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            self.allocated_blocks = os.fstat(self.fd).st_size // BLOCK_BYTES
+        except FileNotFoundError as exc:
+            raise NotFound(f"an extent group is missing from the pool file={self.path}") from exc
+        except OSError as exc:
+            raise pool_error(exc, f"opening {self.path}") from exc
+
+    def close(self) -> None:
+        """Gives the descriptor back; not while busy."""
+        assert not self.busy
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def read_nowait(self, view: memoryview, position: int) -> bool:
+        """Fills ``view`` if that needs no disk."""
+        try:
+            return os.preadv(self.fd, (view,), position << 12, os.RWF_NOWAIT) == len(view)
+        except OSError:  # would wait, closed meanwhile, or a real error that the slow way will tell
+            return False
+
+    def read(self, view: memoryview, position: int) -> int:
+        """Fills ``view`` as far as the file goes, waiting for the disk; returns bytes read."""
+        done = 0
+        try:
+            while done < len(view):
+                got = os.preadv(self.fd, (view[done:],), (position << 12) + done)
+                if not got:
+                    break
+                done += got
+        except OSError as exc:
+            raise pool_error(exc, f"reading {self.path}") from exc
+        return done
+
+    def write(self, data: bytes | bytearray | memoryview, position: int) -> None:
+        """Writes behind what is there; the page cache takes it, ``sync`` makes it durable."""
+        try:
+            written = os.pwrite(self.fd, data, position << 12)
+            while written < len(data):
+                written += os.pwrite(self.fd, memoryview(data)[written:], (position << 12) + written)
+        except OSError as exc:
+            raise pool_error(exc, f"writing {self.path}") from exc
+
+    def sync(self) -> None:
+        """Returns when all that was written is durable."""
+        try:
+            os.fdatasync(self.fd)
+        except OSError as exc:
+            raise pool_error(exc, f"syncing {self.path}") from exc
+
+    def preallocate(self, end: int, *, written: bool = False) -> None:
+        """Reserves blocks up to ``end``.
+
+        Args:
+            end: position.
+            written: fill with zeros, so that a later sync need not change the file's own metadata.
+        """
+        start = self.allocated_blocks
+        if end <= start:
+            return
+        try:
+            os.posix_fallocate(self.fd, start * BLOCK_BYTES, (end - start) * BLOCK_BYTES)
+        except OSError as exc:
+            if exc.errno not in _NO_PREALLOCATION:
+                raise pool_error(exc, f"growing {self.path}") from exc
+        if written:
+            for position in range(start, end, len(_ZEROS) // BLOCK_BYTES):
+                self.write(_ZEROS[: (end - position) * BLOCK_BYTES], position)
+            self.sync()
+        self.allocated_blocks = end
+
+    def trim(self, end: int) -> None:
+        """Gives back what is preallocated behind ``end``, and whatever lies there."""
+        try:
+            os.ftruncate(self.fd, end * BLOCK_BYTES)
+        except OSError as exc:
+            raise pool_error(exc, f"trimming {self.path}") from exc
+        self.allocated_blocks = end
+
+
+class DirectoryPool:
+    """An opened pool directory; one to a daemon."""
+
+    def __init__(self, path: str, *, pool_id: str, salt: int) -> None:
+        self.path, self.pool_id, self.salt = path, pool_id, salt
+        self._open: OrderedDict[tuple[int, int], GroupFile] = OrderedDict()
+        self._lock_fd = -1
+
+    def lock(self, node: str) -> None:
+        """Claims the pool for this node until ``close``.
+
+        Raises:
+            NotOwner: another node has it mounted.
+        """
+        path = os.path.join(self.path, "lock")
+        try:
+            self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            holder = os.pread(self._lock_fd, 256, 0).decode(errors="replace") or "another node"
+            raise NotOwner(f"the pool is mounted already: unmount it there first by={holder}") from exc
+        except OSError as exc:
+            raise pool_error(exc, f"locking {path}") from exc
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, node.encode(), 0)
+
+    def close(self) -> None:
+        """Closes every file and gives the claim back."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def vdisk_path(self, vdisk: int) -> str:
+        """The directory of a vdisk's groups."""
+        return os.path.join(self.path, "vdisks", f"{vdisk & 0xFF:02x}", f"{vdisk:016x}")
+
+    def group_path(self, vdisk: int, group: int) -> str:
+        """The file of an extent group."""
+        return os.path.join(self.vdisk_path(vdisk), f"{epoch_of(group):06x}-{number_of(group):07x}.group")
+
+    def checkpoint_path(self, vdisk: int, version: int) -> str:
+        """The file of a checkpoint."""
+        return os.path.join(self.vdisk_path(vdisk), f"{version:016x}.checkpoint")
+
+    def groups(self, vdisk: int) -> list[GroupId]:
+        """The vdisk's groups in log order."""
+        matches = (_GROUP_NAME.fullmatch(name) for name in self._names(vdisk))
+        return sorted(group_id(int(match[1], 16), int(match[2], 16)) for match in matches if match)
+
+    def group_bytes(self, vdisk: int, group: int) -> int:
+        """What a group occupies on the pool's disk; 0 if it went meanwhile."""
+        try:
+            return os.stat(self.group_path(vdisk, group)).st_blocks * 512
+        except FileNotFoundError:
+            return 0
+        except OSError as exc:
+            raise pool_error(exc, f"looking at {self.group_path(vdisk, group)}") from exc
+
+    def checkpoints(self, vdisk: int) -> list[int]:
+        """Versions of the vdisk's checkpoints, oldest first."""
+        matches = (_CHECKPOINT_NAME.fullmatch(name) for name in self._names(vdisk))
+        return sorted(int(match[1], 16) for match in matches if match)
+
+    def _names(self, vdisk: int) -> list[str]:
+        try:
+            return os.listdir(self.vdisk_path(vdisk))
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise pool_error(exc, f"listing {self.vdisk_path(vdisk)}") from exc
+
+    def vdisks(self) -> list[int]:
+        """Ids of all vdisks that have a directory in the pool."""
+        found = []
+        with suppress(FileNotFoundError):
+            for shard in os.scandir(os.path.join(self.path, "vdisks")):
+                found += [int(name, 16) for name in os.listdir(shard.path)]
+        return sorted(found)
+
+    def file(self, vdisk: int, group: int) -> GroupFile:
+        """The group's file, not yet opened."""
+        seed = group_seed(self.salt, vdisk, group)
+        return GroupFile(self.group_path(vdisk, group), vdisk=vdisk, group=group, seed=seed)
+
+    def create_group(self, vdisk: int, group: int) -> GroupFile:
+        """A new, empty group whose name is durable. Waits for the disk."""
+        file = self.file(vdisk, group)
+        directory = self.vdisk_path(vdisk)
+        try:
+            if not os.path.isdir(directory):
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+                sync_directory(os.path.dirname(directory))
+                sync_directory(os.path.join(self.path, "vdisks"))
+            file.fd = os.open(file.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            sync_directory(directory)
+        except FileExistsError as exc:
+            raise Exists(f"an extent group of that name is there already file={file.path}") from exc
+        except OSError as exc:
+            raise pool_error(exc, f"creating {file.path}") from exc
+        return file
+
+    def note_open(self, file: GroupFile) -> None:
+        """Counts an opened file and closes those beyond the limit. Only on the event loop."""
+        self._open[file.vdisk, file.group] = file
+        self._open.move_to_end((file.vdisk, file.group))
+        for key in list(self._open)[: max(0, len(self._open) - OPEN_FILES_MAX)]:
+            if not self._open[key].busy:
+                self._open.pop(key).close()
+
+    def forget_open(self, vdisk: int) -> None:
+        """Closes a vdisk's files, those in use by a thread excepted."""
+        for key in [key for key in self._open if key[0] == vdisk and not self._open[key].busy]:
+            self._open.pop(key).close()
+
+    def remove_group(self, vdisk: int, group: int) -> None:
+        """Deletes an extent group."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.group_path(vdisk, group))
+
+    def remove_vdisk(self, vdisk: int) -> None:
+        """Deletes all groups and checkpoints of a vdisk."""
+        shutil.rmtree(self.vdisk_path(vdisk), ignore_errors=True)
+
+    def publish_checkpoint(self, vdisk: int, version: int, source: str) -> None:
+        """Moves a finished checkpoint file into place durably; older ones go."""
+        target = self.checkpoint_path(vdisk, version)
+        try:
+            temporary = target + ".new"
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.rename(temporary, target)
+            sync_directory(self.vdisk_path(vdisk))
+            for older in self.checkpoints(vdisk)[:-1]:
+                os.unlink(self.checkpoint_path(vdisk, older))
+        except OSError as exc:
+            raise pool_error(exc, f"writing {target}") from exc
+
+    def statistics(self) -> os.statvfs_result:
+        """The file system's own."""
+        try:
+            return os.statvfs(self.path)
+        except OSError as exc:
+            raise pool_error(exc, "statfs") from exc
+
+
+def sync_directory(path: str) -> None:
+    """Makes the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _creating(path: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as exc:
+        raise InvalidRequest(f"no permission to write here path={path}") from exc
+    except OSError as exc:
+        raise pool_error(exc, f"creating {path}") from exc
+
+
+def format_pool(path: str) -> DirectoryPool:
+    """Makes a directory, which may exist if it is empty, a pool.
+
+    Raises:
+        Exists: it is a pool already.
+        InvalidRequest: it is something else, or cannot be written.
+    """
+    path = os.path.abspath(path)
+    marker = os.path.join(path, "vdiskfs.pool")
+    if os.path.exists(marker):
+        raise Exists(f"this is a pool already: choose another directory, or delete it first path={path}")
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise InvalidRequest(f"not a directory path={path}")
+    if os.path.isdir(path) and set(os.listdir(path)) - {"lost+found"}:
+        raise InvalidRequest(f"the directory is not empty: choose an empty or a new one path={path}")
+    facts = {"format": FORMAT, "pool": secrets.token_hex(8), "salt": secrets.token_hex(8)}
+    with _creating(path):
+        os.makedirs(os.path.join(path, "vdisks"), mode=0o700, exist_ok=True)
+        os.chmod(path, 0o700)
+        root = plan_root(os.getuid(), os.getgid(), now_ns=time.time_ns())
+        create_sqlite_catalog(pathlib.Path(path, CATALOG_NAME), first=root)
+        with open(marker + ".new", "w", encoding="ascii") as file:
+            json.dump(facts, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(marker + ".new", marker)
+        sync_directory(path)
+    return open_pool(path)
+
+
+def open_pool(path: str) -> DirectoryPool:
+    """The pool in this directory.
+
+    Raises:
+        NotFound: there is none.
+        InvalidRequest: a newer format, or no permission.
+        Corrupt: its marker file cannot be read as one.
+    """
+    path = os.path.abspath(path)
+    marker = os.path.join(path, "vdiskfs.pool")
+    try:
+        with open(marker, encoding="ascii") as file:
+            facts = json.load(file)
+        if facts["format"] != FORMAT:
+            raise InvalidRequest(
+                f"the pool is of format {facts['format']}, this vdiskfs reads format {FORMAT}: "
+                f"use the vdiskfs that wrote it path={path}"
+            )
+        return DirectoryPool(path, pool_id=str(facts["pool"]), salt=int(facts["salt"], 16))
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NotFound(f"no pool here: make one with 'vdiskfs format {path}'") from exc
+    except PermissionError as exc:
+        raise InvalidRequest(f"no permission to read this pool path={path}") from exc
+    except (ValueError, KeyError, TypeError) as exc:
+        raise Corrupt(f"the pool's marker file is damaged file={marker}") from exc
+    except OSError as exc:
+        raise pool_error(exc, f"opening {marker}") from exc

@@ -1,0 +1,379 @@
+"""From a vdisk's groups alone to its last whole commit, and from there to an index.
+
+    find_tail    the last record that verifies, data included; needs no index
+    catch_up     records between what the index has applied and the tail, applied in order
+
+The tail is found by looking at each block of the newest group for a record (its checksum is seeded with its
+place and the pool's salt, so guest data cannot pass for one), then in older groups if that has none. Only the
+last record's data can be torn: a commit begins after the one before it was durable. So the last record's
+blocks are verified, and if one fails, the record it names as its previous is the tail. Records are chained backwards by place
+and checksum; a break in the chain means the pool lost bytes that were durable, and is an error, not an end.
+
+Everything here waits for disks: threads only.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from metadata.errors import Corrupt, NotFound, VdiskfsError
+from metadata.ids import CUT, HOLE, PARENT, POSITION_MASK
+from metadata.index import Index, IndexBatch, VdiskState
+from metadata.records import CommitRecord, decode_record, peek_block_count
+from metadata.rows import encode_row, uniform_row
+from metadata.units import BLOCK_BYTES, SEGMENT_BLOCKS, VBLOCK_BLOCKS
+from replication.ancestry import absent_row
+from replication.groups import block_checksums
+from replication.pool_directory import DirectoryPool, GroupFile
+
+_SCAN_BYTES = 1 << 20
+_VERIFY_BLOCKS = 256
+_ROWS_AT_ONCE = 16384
+"""Rows held while records are applied; then they go to the index."""
+
+Progress = Callable[[int, int], None]
+"""Called with (records applied, records in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The last whole commit: its record, where it is, and where the next append goes (group, position)."""
+
+    record: CommitRecord
+    place: int
+    check: int
+    end: int
+
+
+class LogReader:
+    """Reads one vdisk's log; opens each group at most once and closes them at the end."""
+
+    def __init__(self, pool: DirectoryPool, vdisk: int) -> None:
+        self.pool, self.vdisk = pool, vdisk
+        self._files: dict[int, GroupFile] = {}
+
+    def __enter__(self) -> "LogReader":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def file(self, group: int) -> GroupFile:
+        """An opened group."""
+        file = self._files.get(group)
+        if file is None:
+            file = self.pool.file(self.vdisk, group)
+            file.ensure_open()
+            self._files[group] = file
+        return file
+
+    def record_at(self, place: int) -> tuple[CommitRecord, int, int]:
+        """The record at a place, its checksum and its length in blocks.
+
+        Raises:
+            Corrupt, NotFound: there is none.
+        """
+        file, position = self.file(place >> 16), place & POSITION_MASK
+        first = bytearray(BLOCK_BYTES)
+        got = file.read(memoryview(first), position)
+        blocks = peek_block_count(bytes(first[:got]))
+        if not blocks:
+            raise Corrupt(f"no commit record where the log says one is place={place:#x} file={file.path}")
+        data = memoryview(bytearray(blocks * BLOCK_BYTES))
+        got = file.read(data, position)
+        record, check = decode_record(bytes(data[:got]), file.seed + position)
+        if record.vdisk != self.vdisk:
+            raise Corrupt(f"a commit record of another vdisk place={place:#x} file={file.path}")
+        return record, check, blocks
+
+    def records_in(self, group: int) -> Iterator[tuple[int, CommitRecord, int, int]]:
+        """Every record in a group, in order, as (place, record, checksum, blocks)."""
+        file = self.file(group)
+        buffer = memoryview(bytearray(_SCAN_BYTES))
+        position, skip_to = 0, 0
+        while got := file.read(buffer, position):
+            view = buffer[:got]
+            for at in range(0, got, BLOCK_BYTES):
+                here = position + (at >> 12)
+                if here < skip_to or not peek_block_count(bytes(view[at : at + 128])):
+                    continue
+                try:
+                    record, check, blocks = self.record_at(file.base + here)
+                except Corrupt:
+                    continue  # guest data that looks like one, or a torn one
+                yield file.base + here, record, check, blocks
+                skip_to = here + blocks
+            position += got // BLOCK_BYTES or 1
+
+    def is_whole(self, record: CommitRecord) -> bool:
+        """Whether all data of a commit is there and verifies."""
+        at = 0
+        for _, count, place in record.runs():
+            if place <= PARENT:
+                continue
+            expected = record.checksums[at : at + count]
+            at += count
+            for start in range(0, count, _VERIFY_BLOCKS):
+                part = min(_VERIFY_BLOCKS, count - start)
+                if self.checksums(place + start, part) != expected[start : start + part]:
+                    return False
+        return True
+
+    def checksums(self, place: int, count: int) -> "array[int]":
+        """Checksums of blocks as they are in the pool now; fewer if the group ends before."""
+        try:
+            file = self.file(place >> 16)
+        except NotFound:
+            return array("I")
+        view = memoryview(bytearray(count * BLOCK_BYTES))
+        got = file.read(view, place & POSITION_MASK) // BLOCK_BYTES * BLOCK_BYTES
+        return block_checksums(view[:got], file.seed + (place & POSITION_MASK))
+
+    def find_tail(self, *, durable_version: int = 0) -> Tail | None:
+        """The last whole commit, made durable; None if the vdisk has none.
+
+        Args:
+            durable_version: commits up to this one are known to have been durable, whatever they read like now:
+                a block of theirs that fails is damage, to be reported when read, and no torn commit.
+
+        Raises:
+            Corrupt: a record that must be there is not.
+        """
+        for group in reversed(self.pool.groups(self.vdisk)):
+            last = None
+            for last in self.records_in(group):
+                pass
+            if last is None:
+                continue
+            place, record, check, blocks = last
+            if record.version > durable_version and not self.is_whole(record):
+                if not record.previous_place:
+                    return None
+                place, check = record.previous_place, record.previous_check
+                record, found, blocks = self.record_at(place)
+                if found != check:
+                    raise Corrupt(f"the log's chain is broken vdisk={self.vdisk} place={place:#x}")
+            for concerned in {place >> 16, *(p >> 16 for _, _, p in record.runs() if p > PARENT)}:
+                with suppress(NotFound):  # its data is damaged, and reading it will say so
+                    self.file(concerned).sync()
+            return Tail(record, place, check, (place & POSITION_MASK) + blocks)
+        return None
+
+    def chain(self, tail: Tail, *, until: VdiskState) -> list[tuple[int, int]]:
+        """Places and checksums of the records after ``until`` up to the tail, oldest first.
+
+        Raises:
+            Corrupt: the chain does not lead there; ``until`` belongs to another history, or bytes were lost.
+        """
+        links: list[tuple[int, int]] = []
+        place, check, record = tail.place, tail.check, tail.record
+        while place != until.record_place:
+            links.append((place, check))
+            if not record.previous_place:
+                break
+            place = record.previous_place
+            expected = record.previous_check
+            if place == until.record_place:
+                check = expected
+                break
+            record, check, _ = self.record_at(place)
+            if check != expected:
+                raise Corrupt(f"the log's chain is broken vdisk={self.vdisk} place={place:#x}")
+        reached = until.record_place == place or (until.version == 0 and not record.previous_place)
+        if not reached or (until.version and check != until.record_check):
+            raise Corrupt(f"the index is not of this log vdisk={self.vdisk} version={until.version}")
+        links.reverse()
+        return links
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What the catalog knows of a vdisk that its log does not: needed to build its rows."""
+
+    vdisk: int
+    absent: int = HOLE
+    """The place of blocks that have no row."""
+    kept: tuple[int, ...] = ()
+    """Versions that somebody keeps, in order: rows of each must survive later commits."""
+    resting_version: int = 0
+    """The version at which the vdisk was last put to rest; 0: it runs, or never did."""
+
+    def generation(self, version: int) -> int:
+        """The generation under which a commit of this version writes its rows."""
+        return 1 + max((kept for kept in self.kept if kept < version), default=0)
+
+
+class IndexBuilder:
+    """Applies records to the index, gathering rows so that each is written once for many records."""
+
+    def __init__(self, index: Index, state: VdiskState, *, lineage: Lineage) -> None:
+        self.index, self.state, self.vdisk = index, state, lineage.vdisk
+        self._lineage = lineage
+        self._rows: dict[int, "array[int]"] = {}
+        self._segments: dict[int, "array[int]"] = {}
+        self._cut: int | None = None
+
+    def apply(self, record: CommitRecord, place: int, check: int, end: int) -> None:
+        """Applies one record; ``flush`` writes it out."""
+        generation = self._lineage.generation(record.version)
+        if generation != self.state.generation:
+            self.flush()
+            self.state = replace(self.state, generation=generation)
+        at = 0
+        for block_no, count, first in record.runs():
+            if first == CUT:
+                self._apply_cut(block_no)
+                continue
+            self._point(block_no, count, first)
+            if first > PARENT:
+                self._note_checksums(first, record.checksums[at : at + count])
+                at += count
+        self.state = VdiskState(
+            version=record.version,
+            record_place=place,
+            record_check=check,
+            size=record.size,
+            own_blocks=record.own_blocks,
+            overlap=record.overlap,
+            time_ns=record.time_ns,
+            generation=generation,
+            record_end=end,
+        )
+        if len(self._rows) > _ROWS_AT_ONCE:
+            self.flush()
+
+    def _row(self, vblock: int) -> "array[int]":
+        row = self._rows.get(vblock)
+        if row is None:
+            if self._cut is not None and vblock >= self._cut:
+                row = uniform_row(HOLE)
+            else:
+                row = self.index.row_at(self.vdisk, vblock, (1 << 64) - 1)
+            if row is None:
+                row = absent_row(vblock, absent=self._lineage.absent, overlap=self.state.overlap)
+            self._rows[vblock] = row
+        return row
+
+    def _point(self, block_no: int, count: int, place: int) -> None:
+        step = 1 if place > PARENT else 0
+        while count:
+            first = block_no & 255
+            part = min(count, VBLOCK_BLOCKS - first)
+            new = range(place, place + part) if step else (place,) * part
+            self._row(block_no >> 8)[first : first + part] = array("Q", new)
+            block_no += part
+            place += part * step
+            count -= part
+            if len(self._rows) > 2 * _ROWS_AT_ONCE:
+                self._write(self.state)
+
+    def _apply_cut(self, block_no: int) -> None:
+        cut = block_no // VBLOCK_BLOCKS
+        for vblock in [vblock for vblock in self._rows if vblock >= cut]:
+            del self._rows[vblock]
+        self._cut = cut if self._cut is None else min(cut, self._cut)
+
+    def _note_checksums(self, place: int, checksums: "array[int]") -> None:
+        at = 0
+        while at < len(checksums):
+            key, first = place >> 8, place & 255
+            part = min(len(checksums) - at, SEGMENT_BLOCKS - first)
+            segment = self._segments.get(key)
+            if segment is None:
+                segment = self.index.segment(self.vdisk, key) or array("I", bytes(4 * SEGMENT_BLOCKS))
+                self._segments[key] = segment
+            segment[first : first + part] = checksums[at : at + part]
+            at += part
+            place += part
+
+    def flush(self) -> None:
+        """Writes what was applied to the index."""
+        self._write(self.state)
+
+    def _write(self, state: VdiskState) -> None:
+        rows = {vblock: encode_row(row) for vblock, row in self._rows.items()}
+        if self._cut is not None and state.generation > 1:
+            hole = encode_row(uniform_row(HOLE))
+            hidden = self.index.vblocks(self.vdisk, self._cut, (1 << 64) - 1)
+            rows = {**dict.fromkeys(hidden, hole), **rows}
+        self.index.apply(
+            IndexBatch(
+                self.vdisk,
+                state.generation,
+                rows=rows,
+                segments={key: segment.tobytes() for key, segment in self._segments.items()},
+                state=state,
+                drop_from_vblock=self._cut if state.generation == 1 else None,
+            )
+        )
+        self._rows.clear()
+        self._segments.clear()
+        self._cut = None
+
+
+def recover(
+    pool: DirectoryPool,
+    index: Index,
+    lineage: Lineage,
+    *,
+    checkpoints: bool = True,
+    progress: Progress | None = None,
+) -> VdiskState:
+    """Brings the index up to the log's last whole commit, from scratch if what it has does not fit.
+
+    Raises:
+        Corrupt: the log is damaged before its last commit, or ends before a commit known to be durable.
+    """
+    state = _state_or_none(index, lineage.vdisk)
+    durable = max(lineage.resting_version, state.version if state else 0)
+    with LogReader(pool, lineage.vdisk) as reader:
+        tail = reader.find_tail(durable_version=durable)
+        found = tail.record.version if tail else 0
+        if found < durable:
+            raise Corrupt(
+                f"the pool lost commits that were durable: restore its group files (if it was restored from a "
+                f"backup, delete this node's state directory) vdisk={lineage.vdisk} found={found} known={durable} "
+                f"directory={pool.vdisk_path(lineage.vdisk)}"
+            )
+        if tail is None:
+            index.forget(lineage.vdisk)
+            return VdiskState()
+        start, links = _starting_point(reader, index, tail, checkpoints=checkpoints)
+        builder = IndexBuilder(index, start, lineage=lineage)
+        for number, (place, check) in enumerate(links):
+            record, _, blocks = reader.record_at(place)
+            builder.apply(record, place, check, (place & POSITION_MASK) + blocks)
+            if progress is not None and not number & 1023:
+                progress(number, len(links))
+        if links:
+            builder.flush()
+        return builder.state
+
+
+def _state_or_none(index: Index, vdisk: int) -> VdiskState | None:
+    try:
+        return index.state(vdisk)
+    except Corrupt:
+        return None  # it is built again
+
+
+def _starting_point(
+    reader: LogReader, index: Index, tail: Tail, *, checkpoints: bool
+) -> tuple[VdiskState, list[tuple[int, int]]]:
+    """The newest state to go on from: the index's own, a checkpoint's, or nothing."""
+    vdisk = reader.vdisk
+    state = _state_or_none(index, vdisk)
+    if state is not None:
+        with suppress(Corrupt):  # of another history: start from the pool
+            return state, reader.chain(tail, until=state)
+    for version in reversed(reader.pool.checkpoints(vdisk) if checkpoints else []):
+        index.forget(vdisk)
+        with suppress(VdiskfsError):  # a checkpoint only saves time
+            index.ingest(reader.pool.checkpoint_path(vdisk, version))
+            state = index.state(vdisk)
+            if state is not None:
+                return state, reader.chain(tail, until=state)
+    index.forget(vdisk)
+    return VdiskState(), reader.chain(tail, until=VdiskState())

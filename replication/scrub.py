@@ -1,0 +1,171 @@
+"""Looking for damage: ``scrub`` reads and verifies every block, ``check`` compares index, log and pool.
+
+Both go on after a finding and return all of them, JSON-ready: each with the vdisk it is about, and the offset
+and file where there is one. They run beside guests; what a guest overwrites meanwhile is no finding.
+"""
+
+from array import array
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from metadata.errors import NotFound, VdiskfsError
+from metadata.ids import PARENT, POSITION_MASK, VdiskId
+from metadata.index import Index
+from metadata.units import BLOCK_BYTES, VBLOCK_BYTES
+from replication.commit import flush
+from replication.groups import block_checksums
+from replication.head import Head
+from replication.head_read import Run, fetch_missing, load_rows, plan_runs
+from replication.mapping import group_name
+from replication.recovery import Lineage, LogReader, recover
+from replication.vdisks import Vdisks
+
+Progress = Callable[[Mapping[str, object]], None]
+Finding = dict[str, Any]
+
+
+async def scrub(vdisks: Vdisks, ids: Sequence[VdiskId], progress: Progress) -> list[Finding]:
+    """Reads every block that these vdisks reach and verifies it."""
+    findings: list[Finding] = []
+    sizes = [(vdisks.stat_nowait(vdisk) or await vdisks.stat(vdisk)).allocated_bytes for vdisk in ids]
+    done = 0
+    for vdisk, size in zip(ids, sizes, strict=True):
+        findings += await _guarded(vdisk, _scrub_one(vdisks, vdisk))
+        done += size
+        progress({"done": done, "total": sum(sizes), "findings": len(findings)})
+    return findings
+
+
+async def _guarded(vdisk: int, work: Awaitable[list[Finding]]) -> list[Finding]:
+    """A vdisk that cannot even be opened is a finding too."""
+    try:
+        return await work
+    except NotFound:
+        return []  # deleted meanwhile
+    except VdiskfsError as exc:
+        return [{"vdisk": vdisk, "problem": str(exc)}]
+
+
+async def _scrub_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
+    head = await vdisks.head(vdisk)
+    index = vdisks.workspace.index
+    findings: list[Finding] = []
+    await flush(head)
+    end = -(-head.size // VBLOCK_BYTES)
+    vblock: int | None = 0
+    while vblock is not None and vblock < end:
+        if not head.ancestry.absent:  # only what has rows
+            start = vblock
+            vblock = await vdisks.workspace.wait_for(lambda start=start: index.first_vblock(vdisk, start, end))  # type: ignore[misc]
+            if vblock is None:
+                break
+        await load_rows(head, (vblock,), parents=True)
+        for run in plan_runs(head, vblock << 8, 256):
+            if run.groups is not None:
+                findings += await _scrub_run(head, run)
+        vblock += 1
+    return findings
+
+
+async def _scrub_run(head: Head, run: Run) -> list[Finding]:
+    groups = run.groups
+    assert groups is not None
+    try:
+        await fetch_missing(head, [groups.missing(run.place, run.count)])
+    except VdiskfsError as exc:
+        return [{"vdisk": head.vdisk, "offset": run.block_no * BLOCK_BYTES, "problem": str(exc)}]
+    expected = groups.checksums_nowait(run.place, run.count)
+    file = groups.file(run.place >> 16)
+    position = run.place & POSITION_MASK
+
+    def read() -> "array[int]":
+        view = memoryview(bytearray(run.count * BLOCK_BYTES))
+        file.ensure_open()
+        got = file.read(view, position) // BLOCK_BYTES * BLOCK_BYTES
+        return block_checksums(view[:got], file.seed + position)
+
+    file.busy += 1
+    try:
+        found = await head.workspace.wait_for(read)
+    except VdiskfsError as exc:
+        return [{"vdisk": head.vdisk, "offset": run.block_no * BLOCK_BYTES, "problem": str(exc)}]
+    finally:
+        file.busy -= 1
+    return [
+        {
+            "vdisk": head.vdisk,
+            "offset": (run.block_no + at) * BLOCK_BYTES,
+            "length": BLOCK_BYTES,
+            "group": group_name(run.place >> 16),
+            "position": position + at,
+            "file": file.path,
+            "problem": "a block is missing" if at >= len(found) else "a block fails its checksum",
+        }
+        for at in range(run.count)
+        if expected is None or at >= len(found) or found[at] != expected[at]
+    ]
+
+
+async def check(vdisks: Vdisks, ids: Sequence[VdiskId], progress: Progress) -> list[Finding]:
+    """Compares each vdisk's index with one built anew from its log, and the pool with the catalog.
+
+    Invariants I3, I4, I10 of ARCHITECTURE.md: what the index says is what the log says, no two commits share a
+    version, no row points outside its groups.
+    """
+    findings: list[Finding] = []
+    for number, vdisk in enumerate(ids):
+        findings += await _guarded(vdisk, _check_one(vdisks, vdisk))
+        progress({"done": number + 1, "total": len(ids), "findings": len(findings)})
+    return findings
+
+
+async def _check_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
+    space = vdisks.workspace
+    head = await vdisks.head(vdisk)
+    await flush(head)
+    if not head.log.version:
+        return []
+    lineage = Lineage(
+        vdisk, absent=head.ancestry.absent, kept=vdisks.kept_versions(vdisk), resting_version=head.log.version
+    )
+
+    def compare() -> list[str]:
+        path = f"{space.index.path}.check-{vdisk:x}"
+        Index.destroy(path)
+        scratch = Index(path)
+        try:
+            return _compare(vdisks, lineage, scratch)
+        finally:
+            scratch.close()
+            Index.destroy(path)
+
+    async with head.commit_pause():
+        problems = await space.wait_for(compare)
+    return [{"vdisk": vdisk, "problem": problem} for problem in problems]
+
+
+def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
+    """Thread: problems found in one vdisk while no commit of it runs."""
+    space, vdisk = vdisks.workspace, lineage.vdisk
+    known, problems = space.index.state(vdisk), []
+    rebuilt = recover(space.pool, scratch, lineage, checkpoints=False)
+    if known is None or known.record_check != rebuilt.record_check:
+        return [f"the index is not at the log's end index={known} log={rebuilt}"]
+    groups = set(space.pool.groups(vdisk))
+    newest = (1 << 64) - 1
+    own = 0
+    mine = {vblock: row for vblock, row in space.index.rows_at(vdisk, newest) if any(row)}
+    for vblock, row in scratch.rows_at(vdisk, newest):
+        if any(row) and mine.pop(vblock, None) != row:
+            problems.append(f"index and log disagree (I10) vblock={vblock}")
+        own += sum(place > PARENT for place in row)
+        outside = {place >> 16 for place in row if place > PARENT} - groups
+        problems += [f"a row points to a missing group (I3) vblock={vblock} group={group_name(g)}" for g in outside]
+    problems += [f"the index has a row that the log has not (I10) vblock={vblock}" for vblock in mine]
+    if own != rebuilt.own_blocks:
+        problems.append(f"the count of own blocks is off counted={own} recorded={rebuilt.own_blocks}")
+    with LogReader(space.pool, vdisk) as reader:
+        versions = [record.version for group in groups for _, record, _, _ in reader.records_in(group)]
+    if len(set(versions)) != len(versions):
+        problems.append("two commit records share a version (I4)")
+    return problems

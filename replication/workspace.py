@@ -1,0 +1,45 @@
+"""What all vdisks of a node share: the pool, the index, the journal, the catalog, the caches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from metadata.catalog import Catalog
+from metadata.index import Index
+from replication.caches import FifoCache
+from replication.journal import Journal
+from replication.pool_directory import DirectoryPool
+
+if TYPE_CHECKING:
+    from replication.head import Head
+
+ROWS_MAX = 24576
+"""Decoded rows in memory, 2.2 KiB each: 54 MiB, the map of 24 GiB."""
+SEGMENTS_MAX = 24576
+"""Checksum segments in memory, 1.1 KiB each: 27 MiB, those of 24 GiB."""
+THREADS_MAX = 24
+"""Pool and index calls that wait for a disk at once."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Workspace:
+    """Built once by the daemon; everything in it lives as long as the daemon."""
+
+    pool: DirectoryPool
+    index: Index
+    journal: Journal
+    catalog: Catalog
+    node: str
+    row_cache: FifoCache = field(default_factory=lambda: FifoCache(ROWS_MAX))
+    segment_cache: FifoCache = field(default_factory=lambda: FifoCache(SEGMENTS_MAX))
+    heads: "dict[int, Head]" = field(default_factory=dict)
+    """Loaded heads by vdisk."""
+    threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(THREADS_MAX))
+
+    async def wait_for(self, function: Callable[[], T]) -> T:
+        """Runs what waits for a disk in a thread; a cancellation waits for its end."""
+        return await trio.to_thread.run_sync(function, limiter=self.threads)
