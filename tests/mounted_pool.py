@@ -128,8 +128,8 @@ class MountedPool:
         wait_gone(pid)
 
     def log_lines(self) -> list[str]:
-        """What keeper and daemon wrote to their log files."""
-        return [line for path in sorted(self.state.glob("*.log")) for line in path.read_text().splitlines()]
+        """What keeper and daemon wrote to their log."""
+        return [line for path in sorted(self.state.glob("log*")) for line in path.read_text().splitlines()]
 
     def stray_errors(self) -> list[str]:
         """The lines of the logs that no test expected."""

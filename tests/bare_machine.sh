@@ -1,0 +1,51 @@
+#!/bin/sh
+# bare_machine.sh [TARGET...]: proves that a fresh clone works on a machine with nothing but Debian 12, Python and make.
+#
+# debootstrap makes the machine (a folder under .build/bare, kept as a tarball for the next time); the last commit
+# is cloned into it; then the two commands of the README run there, or the targets named. Needs root. The machine
+# shares this one's kernel, /dev and network, and nothing else; all its mounts end with this script.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=$root/.build/bare
+machine=$build/machine
+targets=${*:-demo test}
+[ "$(id -u)" = 0 ] || exec sudo "$0" "$@"
+
+if [ -z "${IN_OWN_NAMESPACE:-}" ]; then
+    status=0
+    IN_OWN_NAMESPACE=1 unshare --mount --propagation private "$0" "$@" || status=$?
+    rm -rf --one-file-system "$machine"
+    exit $status
+fi
+
+mkdir -p "$build"
+rm -rf --one-file-system "$machine"
+mkdir "$machine"
+if [ ! -e "$build/debian.tar" ]; then
+    echo "making a Debian 12 with debootstrap"
+    debootstrap --variant=minbase --include=make,python3,git,ca-certificates bookworm "$machine" >"$build/log" 2>&1 || {
+        tail -n 20 "$build/log" >&2
+        exit 1
+    }
+    tar -C "$machine" -cf "$build/debian.tar.new" .
+    mv "$build/debian.tar.new" "$build/debian.tar"
+else
+    tar -C "$machine" -xf "$build/debian.tar"
+fi
+
+# The network is this machine's: its resolver, its proxy's certificates, its package index.
+cp -L /etc/resolv.conf /etc/hosts "$machine/etc/"
+cp -L /etc/ssl/certs/ca-certificates.crt "$machine/etc/ssl/certs/" || true
+for file in /etc/pip.conf /etc/apt/apt.conf.d/*proxy*; do
+    if [ -e "$file" ]; then cp -L "$file" "$machine$file"; fi
+done
+mount -t proc proc "$machine/proc"
+mount -t sysfs sys "$machine/sys"
+mount --rbind /dev "$machine/dev"
+mount -t tmpfs tmpfs "$machine/run"
+git clone -q "$root" "$machine/root/vdiskfs"
+for target in $targets; do
+    echo "== make $target, on the bare machine"
+    chroot "$machine" env -i HOME=/root TERM="${TERM:-dumb}" PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+        make --no-print-directory -C /root/vdiskfs "$target"
+done

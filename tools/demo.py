@@ -1,0 +1,124 @@
+"""``make demo``: a pool, a mount and a real disk image in and out, each step shown as a user would type it.
+
+Nothing outside one scratch folder is touched, and that is gone at the end, mount and processes included.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+CONTENT = "/usr/share/doc"
+"""Any tree of files on every Debian; the demo's disk image is a file system of it."""
+
+STEPS = """
+# A disk image to begin with: an ext4 of this machine's documentation, as qcow2.
+mke2fs -q -t ext4 -d {content} image.raw {megabytes}M
+qemu-img convert -f raw -O qcow2 image.raw image.qcow2
+
+# A pool is a directory; mounted, the files in it are virtual disks.
+vdiskfs format pool
+vdiskfs mount pool disks --state state
+
+# The image comes in, whatever its format was, and goes on being a file to everybody.
+vdiskfs import image.qcow2 disks/documentation
+qemu-img compare -f qcow2 -F raw image.qcow2 disks/documentation
+e2fsck -fn disks/documentation
+
+# A fresh disk, written the way a hypervisor writes it: past the page cache, flushed, trimmed.
+vdiskfs create disks/scratch 1G
+qemu-io -n -d unmap -f raw -c "write -P 7 0 64M" -c flush -c "discard 16M 32M" -c flush disks/scratch
+qemu-img map -f raw disks/scratch
+
+# A copy shares the bytes of its original: no time, no space.
+cp disks/documentation disks/clone
+
+# What is there, and where it lies in the pool.
+vdiskfs ls disks
+vdiskfs info disks/clone
+vdiskfs map disks/scratch
+vdiskfs du disks
+vdiskfs status disks
+
+# Away and back again: every byte is the same, and every block agrees with its checksum.
+sha256sum disks/documentation disks/clone disks/scratch > before
+vdiskfs umount disks
+vdiskfs mount pool disks --state state
+sha256sum -c before
+vdiskfs check disks
+vdiskfs scrub disks
+
+# And out again, as an image for somebody else.
+vdiskfs export disks/documentation out.qcow2
+qemu-img compare -f qcow2 -F qcow2 image.qcow2 out.qcow2
+vdiskfs umount disks
+"""
+
+
+def main() -> int:
+    """Run every step; 0 if all of them succeed."""
+    with _scratch() as folder:
+        for line in STEPS.strip().splitlines():
+            step = line.format(content=CONTENT, megabytes=_megabytes(CONTENT))
+            if not step or step.startswith("#"):
+                print(step, flush=True)
+            elif not _run(step, folder):
+                return 1
+    print("\nThat was all of it; the scratch folder is gone again.")
+    return 0
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for pool, state and mount, with nothing left of them afterwards."""
+    with tempfile.TemporaryDirectory(prefix="vdiskfs-demo-") as folder:
+        os.mkdir(os.path.join(folder, "disks"))
+        try:
+            yield folder
+        finally:
+            if os.path.ismount(os.path.join(folder, "disks")):
+                subprocess.run(_command("vdiskfs umount --force disks"), cwd=folder, env=_environment())
+
+
+def _run(step: str, folder: str) -> bool:
+    print(f"$ {step}", flush=True)
+    words, _, target = step.partition(" > ")
+    if target:
+        with open(os.path.join(folder, target), "wb") as output:
+            done = subprocess.run(_command(words), cwd=folder, env=_environment(), stdout=output)
+    else:
+        done = subprocess.run(_command(words), cwd=folder, env=_environment())
+    if done.returncode:
+        print(f"this step failed with exit code {done.returncode}", file=sys.stderr)
+    return done.returncode == 0
+
+
+def _command(step: str) -> list[str]:
+    words = shlex.split(step)
+    if words[0] == "vdiskfs":  # installed or not, it is this one
+        return [sys.executable, "-m", "tools.cli", *words[1:]]
+    return words
+
+
+def _environment() -> dict[str, str]:
+    packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+    return {**os.environ, "PATH": path, "PYTHONPATH": packages}
+
+
+def _megabytes(content: str) -> int:
+    """Room for the tree, generously."""
+    total = 0
+    for parent, _, names in os.walk(content):
+        for name in names:
+            path = os.path.join(parent, name)
+            if not os.path.islink(path):
+                total += os.path.getsize(path) + 4096
+    return 64 + 2 * (total >> 20)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
