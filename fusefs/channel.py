@@ -172,7 +172,7 @@ class Channel:
                 self._init_unique, self._offered = unique, abi.offered_flags(request)
                 store_init(self._init_fd, request)
             self.counts["forwarded"] += 1
-            self._backlog.append(request)
+            self._backlog.append(abi.number_request(request))
             self._backlog_grew.set()
 
     async def _send_backlog(self) -> None:

@@ -1,5 +1,6 @@
 """Asking a daemon over its control socket, without an event loop (``fusefs.control`` has the protocol)."""
 
+import contextlib
 import json
 import os
 import socket
@@ -39,7 +40,8 @@ def call(
     with _connect(path) as connection:
         connection.settimeout(timeout_s)
         try:
-            connection.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason is there to read
+                connection.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 for line in iter(lambda: answers.readline(ANSWER_BYTES_MAX), b""):
                     message = json.loads(line)

@@ -59,6 +59,23 @@ _WANTED = ASYNC_DIO | WRITEBACK_CACHE | MAX_PAGES | HANDLE_KILLPRIV_V2 | INIT_EX
 _UNWANTED = POSIX_LOCKS | FLOCK_LOCKS | HANDLE_KILLPRIV | AUTO_INVAL_DATA
 
 
+_RESENT_UNIQUE = 1 << 63
+"""In a request's unique: the kernel sends it again."""
+RESENT = 1 << 30
+NUMBER_MASK = RESENT - 1
+_PID_AT = 32
+
+
+def number_request(request: bytes) -> bytes:
+    """The request with its number, and whether it comes again, for a pid: all of it that libfuse hands on.
+
+    fusefs/operations.py needs them to carry a request out once, and needs no pid.
+    """
+    (unique,) = struct.unpack_from("<Q", request, 8)
+    pid = unique >> 1 & NUMBER_MASK | (RESENT if unique & _RESENT_UNIQUE else 0)
+    return request[:_PID_AT] + struct.pack("<I", pid) + request[_PID_AT + 4 :]
+
+
 def offered_flags(request: bytes) -> int:
     """The flags, 64 bits, that the kernel offers in an INIT request."""
     fields = INIT_IN.unpack_from(request.ljust(IN_HEADER_BYTES + INIT_IN.size, b"\0"), IN_HEADER_BYTES)

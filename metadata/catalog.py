@@ -19,7 +19,7 @@ Each transaction that writes gets the next *revision*, and each row carries that
 ``orphan/`` row. Ids are never used again.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -141,6 +141,27 @@ class Event:
     key: bytes
     value: bytes | None
     revision: int
+
+
+def merge_changes(changes: Sequence[Change]) -> Change:
+    """Several changes, each planned on top of those before it, as one that does all or nothing.
+
+    Compares with rows that an earlier one writes hold by the planning, and are left out.
+    """
+    compares: dict[bytes, int] = {}
+    puts: dict[bytes, bytes] = {}
+    deletes: set[bytes] = set()
+    for change in changes:
+        for key, revision in change.compares:
+            if key not in puts and key not in deletes:
+                compares.setdefault(key, revision)
+        for key, value in change.puts:
+            puts[key] = value
+            deletes.discard(key)
+        for key in change.deletes:
+            puts.pop(key, None)
+            deletes.add(key)
+    return Change(tuple(compares.items()), tuple(puts.items()), tuple(sorted(deletes)))
 
 
 class Compacted(Conflict):

@@ -88,6 +88,7 @@ _NETWORK_FILESYSTEMS = {
 }
 """By statfs(2)'s f_type: where file locks or shared memory of several hosts cannot be relied on."""
 
+_NOTHING = Change()
 _ResultT = TypeVar("_ResultT")
 
 
@@ -114,8 +115,10 @@ def refuse_network_filesystem(path: pathlib.Path, *, magic: int) -> None:
         )
 
 
-def create_sqlite_catalog(path: pathlib.Path) -> None:
-    """Make an empty catalog, durable when this returns. Blocks; formatting is its only user.
+def create_sqlite_catalog(path: pathlib.Path, *, first: Change = _NOTHING) -> None:
+    """Make a catalog that holds the puts of ``first``, durable when this returns.
+
+    Blocks; formatting is its only user. A process that dies halfway leaves nothing that opens.
 
     Raises:
         Exists: there is one.
@@ -128,7 +131,10 @@ def create_sqlite_catalog(path: pathlib.Path) -> None:
         db = _connect(path)
         try:
             _prepare(db)
-            db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+            db.executescript(f"BEGIN; {_SCHEMA}")
+            db.executemany(_PUT, ((key, value, 1, 0) for key, value in first.puts))
+            db.execute("UPDATE meta SET value = 1 WHERE name = 'revision'")
+            db.execute("COMMIT")
         finally:
             db.close()
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

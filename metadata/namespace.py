@@ -28,6 +28,7 @@ from metadata.catalog import (
     ROOT_ID,
     Change,
     Event,
+    Row,
     decode_value,
     encode_value,
     id_in_key,
@@ -268,6 +269,11 @@ class Namespace:
         """Whether an inode has no name any more, but may still be open."""
         return inode in self._orphans
 
+    def orphan_node(self, inode: int) -> str | None:
+        """The node where a nameless inode may still be open; None for one that has a name."""
+        orphan = self._orphans.get(inode)
+        return orphan[0] if orphan else None
+
     def orphans(self, node: str) -> list[int]:
         """The nameless inodes that a node had open."""
         return [inode for inode, (owner, _) in self._orphans.items() if owner == node]
@@ -298,6 +304,19 @@ class Namespace:
         self._set([_decode(event.key, event.value, event.revision) for event in events])
         self.revision = revision
 
+    def reload(self, rows: Iterable[Row], revision: int) -> None:
+        """Become the catalog at ``revision``, of which these are all rows; recent times are kept.
+
+        Raises:
+            Corrupt: a row cannot be read; nothing has changed.
+        """
+        facts = [_decode(row.key, row.value, row.revision) for row in rows]
+        for held in (self._inodes, self._places, self._directories, self._orphans, self._single):
+            held.clear()
+        self._set(facts)
+        self._recent = {inode: recent for inode, recent in self._recent.items() if inode in self._inodes}
+        self.revision = revision
+
     def attempt(self, change: Change, revision: int) -> Undo:
         """Make a change that the catalog has not seen, for planning on top of it; ``undo`` takes it back."""
         facts = [_decode(key, value, revision) for key, value in change.puts]
@@ -319,15 +338,17 @@ class Namespace:
             else:
                 self._recent.pop(inode, None)
 
-    def note_times(self, inode: int, *, mtime_ns: int, ctime_ns: int, now_ns: int) -> None:
-        """Show these times from now on; ``recent_inodes`` says what is to be stored.
+    def note_times(self, inode: int, *, mtime_ns: int | None, ctime_ns: int, now_ns: int) -> None:
+        """Show these times from now on (None: the one there is); ``recent_inodes`` says what is to be stored.
 
         Raises:
             NotFound: there is no such inode.
         """
-        self._recent[inode] = replace(
-            self.inode(inode), mtime_ns=mtime_ns, ctime_ns=ctime_ns, mtime_set_ns=now_ns
-        )
+        before = self.inode(inode)
+        if mtime_ns is None:
+            self._recent[inode] = replace(before, ctime_ns=ctime_ns)
+        else:
+            self._recent[inode] = replace(before, mtime_ns=mtime_ns, ctime_ns=ctime_ns, mtime_set_ns=now_ns)
 
     def recent_inodes(self) -> list[int]:
         """The inodes with times that are not stored."""

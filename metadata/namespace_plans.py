@@ -163,6 +163,13 @@ def plan_root(uid: int, gid: int, *, now_ns: int) -> Change:
     )
 
 
+def plan_take_ids(namespace: Namespace, count: int) -> Change:
+    """Take ``count`` ids, from the mirror's ``next_id`` on."""
+    draft = _Draft(namespace)
+    draft.put_number(NEXT_ID_KEY, namespace.number(NEXT_ID_KEY)[0] + count)
+    return draft.change()
+
+
 def plan_create(namespace: Namespace, entry: Entry, *, birth: Birth) -> Change:
     """A new, empty vdisk.
 

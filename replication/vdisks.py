@@ -9,6 +9,7 @@ the same to its successor, and it remembers which failures its fsync has told of
 """
 
 import logging
+import os
 import secrets
 from collections import defaultdict
 from dataclasses import dataclass
@@ -393,6 +394,10 @@ class Vdisks:
         head = self.workspace.heads.get(vdisk)
         if head is not None:
             await flush(head)
+
+    async def statfs(self) -> os.statvfs_result:
+        """The pool's space."""
+        return await self.workspace.wait_for(self.workspace.pool.statistics)
 
     def note_parent(self, vdisk: int, parent: tuple[int, int]) -> None:
         """A vdisk became a child of (vdisk, version)."""

@@ -29,8 +29,9 @@ def create(arguments: argparse.Namespace) -> int:
     except FileExistsError as problem:
         raise Exists(f"{arguments.path} exists: choose another name, or delete it first") from problem
     try:
-        os.ftruncate(file, arguments.size)
-        os.fsync(file)
+        with _about(path):
+            os.ftruncate(file, arguments.size)
+            os.fsync(file)
     except BaseException:
         os.close(file)
         with contextlib.suppress(OSError):
@@ -49,8 +50,9 @@ def resize(arguments: argparse.Namespace) -> int:
         if arguments.size < size and not arguments.allow_shrink:
             lost = format_size(size - arguments.size)
             raise InvalidRequest(f"{arguments.path} would lose its last {lost}: say --allow-shrink to do it")
-        os.ftruncate(file, arguments.size)
-        os.fsync(file)
+        with _about(located.path):
+            os.ftruncate(file, arguments.size)
+            os.fsync(file)
     finally:
         os.close(file)
     return 0
@@ -118,6 +120,16 @@ def _existing_vdisk(path: str) -> Located:
     if not stat.S_ISREG(mode):
         raise InvalidRequest(f"{path} is not a vdisk")
     return located
+
+
+@contextlib.contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Gives errors of calls on a descriptor the name of its file."""
+    try:
+        yield
+    except OSError as problem:
+        problem.filename = path
+        raise
 
 
 @contextlib.contextmanager

@@ -1,0 +1,234 @@
+"""The daemon: puts a node together, serves one mount, takes it apart again. Started by the keeper.
+
+    pool, index, journal, catalog -> Workspace -> Vdisks ----+-> DataRequests -> Channel <-> /dev/fuse
+                             catalog -> NamespaceStore ------+-> Operations -> pyfuse3 <-> Channel
+                                                             +-> Inspection -> ControlServer <-> vdiskfs ...
+
+Long-lived tasks are started here and nowhere else. The daemon ends when the mount is gone: it puts every vdisk
+to rest and exits 0. If it dies instead, the keeper starts the next one, which finds the same descriptor.
+"""
+
+import faulthandler
+import gc
+import logging
+import os
+import pathlib
+import resource
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pyfuse3
+import trio
+
+from fusefs.channel import Channel
+from fusefs.control import ControlServer, Progress, Verb
+from fusefs.data_requests import DataRequests
+from fusefs.handover import report_error, report_progress, report_ready
+from fusefs.inspection import Inspection
+from fusefs.namespace_store import NamespaceStore
+from fusefs.operations import Operations
+from fusefs.settings import NodeSettings
+from metadata.catalog_sqlite import open_sqlite_catalog
+from metadata.errors import Corrupt, InvalidRequest, VdiskfsError
+from metadata.ids import VdiskId
+from metadata.index import Index
+from metadata.namespace_plans import Attributes, plan_setattr
+from replication import scrub as scrubbing
+from replication.journal import Journal
+from replication.mapping import describe, map_range
+from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, DirectoryPool, open_pool
+from replication.vdisks import Vdisks
+from replication.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+DESCRIPTORS_WANTED = OPEN_FILES_MAX + 1024
+"""Group files, RocksDB's, connections."""
+PYFUSE_TASKS = (8, 32)
+"""pyfuse3's workers: least and most. Names and attributes only, so few are enough."""
+EXIT_INDEX_DAMAGED = 75
+
+
+class Node:
+    """One running node: what the control verbs ask."""
+
+    def __init__(self, settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, *, channel: Channel) -> None:
+        self.settings, self.workspace, self.vdisks, self.channel = settings, workspace, vdisks, channel
+        self.started = time.time()
+
+    async def status(self, _arguments: dict[str, Any], _progress: Progress) -> object:
+        """The node's facts; the keeper's come from the registry."""
+        space = self.workspace
+        heads = list(space.heads.values())
+        return {
+            "pid": os.getpid(),
+            "node": self.settings.node,
+            "pool": self.settings.pool,
+            "pool_id": space.pool.pool_id,
+            "mountpoint": self.settings.mountpoint,
+            "uptime_s": round(time.time() - self.started, 1),
+            "vdisks_loaded": len(heads),
+            "vdisks_running": sum(head.running for head in heads),
+            "open_handles": len(self.vdisks.handles),
+            "dirty_bytes": sum(head.log.pending.data_bytes() for head in heads),
+            "failed_commits": sum(head.error_no for head in heads),
+            "index_bytes": await space.wait_for(space.index.live_bytes),
+            "rows_cached": len(space.row_cache),
+            "segments_cached": len(space.segment_cache),
+            "journal_entries_free": space.journal.room(),
+            "requests": dict(self.channel.counts),
+            "requests_to_owners": 0,
+            "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+    async def drop_caches(self, _arguments: dict[str, Any], _progress: Progress) -> object:
+        """Takes decoded rows and checksums out of memory; for measurements."""
+        self.workspace.row_cache.shrink(0)
+        self.workspace.segment_cache.shrink(0)
+        return {}
+
+    async def flush_index(self, _arguments: dict[str, Any], _progress: Progress) -> object:
+        """Writes the index's memory to its files; for measurements."""
+        await self.workspace.wait_for(self.workspace.index.flush)
+        return {"index_bytes": await self.workspace.wait_for(self.workspace.index.live_bytes)}
+
+
+class _Inspected:
+    """The vdisks as the inspection verbs ask them."""
+
+    def __init__(self, vdisks: Vdisks) -> None:
+        self._vdisks = vdisks
+        self.stat_nowait, self.stat = vdisks.stat_nowait, vdisks.stat
+
+    async def describe(self, vdisk: VdiskId) -> dict[str, Any]:
+        return await describe(self._vdisks, vdisk)
+
+    async def map(self, vdisk: VdiskId, offset: int, length: int) -> list[dict[str, Any]]:
+        return await map_range(self._vdisks, vdisk, offset, length)
+
+
+def _open_index(path: str) -> Index:
+    """The index, made anew if it cannot be opened: the pool has all that was in it."""
+    marker = pathlib.Path(path + ".damaged")
+    if not marker.exists():
+        try:
+            return Index(path)
+        except Corrupt as exc:
+            log.warning("making the snapshot index anew: %s", exc)
+    Index.destroy(path)
+    index = Index(path)
+    marker.unlink(missing_ok=True)
+    return index
+
+
+def _check_writable(pool: DirectoryPool) -> None:
+    if not os.access(pool.path, os.W_OK) or os.statvfs(pool.path).f_flag & os.ST_RDONLY:
+        raise InvalidRequest(f"the pool is read-only: make it writable for this user first path={pool.path}")
+
+
+async def _run(settings: NodeSettings) -> None:
+    async with AsyncExitStack() as stack:
+        pool = open_pool(settings.pool)
+        stack.callback(pool.close)
+        _check_writable(pool)
+        pool.lock(settings.node)
+        catalog = await open_sqlite_catalog(pathlib.Path(settings.pool, CATALOG_NAME))
+        stack.push_async_callback(catalog.aclose)
+        os.makedirs(settings.state, mode=0o700, exist_ok=True)
+        index = _open_index(os.path.join(settings.state, "index"))
+        stack.callback(index.close)
+        journal = Journal(os.path.join(settings.state, "journal"), pool.salt)
+        stack.callback(journal.close)
+        workspace = Workspace(pool, index, journal, catalog, settings.node)
+        store = await stack.enter_async_context(NamespaceStore(catalog))
+        vdisks = await stack.enter_async_context(Vdisks(workspace))
+        await _serve(settings, workspace, vdisks, store)
+        log.info("the mount is gone; putting vdisks to rest")
+
+
+async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, store: NamespaceStore) -> None:
+    operations = Operations(store, vdisks, node=settings.node)
+
+    async def clear_suid(vdisk: VdiskId) -> None:
+        wanted, now_ns = Attributes(drop_privileges=True), time.time_ns()
+        await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
+
+    requests = DataRequests(vdisks, clear_suid=clear_suid)
+    channel = Channel(settings.fuse_fd, settings.init_fd, vdisks=vdisks, requests=requests)
+    node = Node(settings, workspace, vdisks, channel=channel)
+    pyfuse3.init(operations, channel.libfuse_mountpoint(), set(pyfuse3.default_options) - {"default_permissions"})
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.run)
+            nursery.start_soon(vdisks.run)
+            control = ControlServer(_verbs(node, store), path=settings.control, uid=settings.uid)
+            await nursery.start(control.run)
+            nursery.start_soon(pyfuse3.main, *PYFUSE_TASKS)
+            if await channel.resume():
+                if not channel.ask_resend():
+                    log.warning("this kernel cannot resend requests: those in flight fail with EIO")
+            else:
+                await operations.drop_orphans()
+            report_ready(settings.ready_fd)
+            await channel.serve()
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=False)
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.run)
+            await operations.drop_orphans()
+            nursery.cancel_scope.cancel()
+
+
+def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:
+    vdisks = node.vdisks
+
+    async def scrub(ids: Any, progress: Progress) -> list[dict[str, Any]]:
+        return await scrubbing.scrub(vdisks, ids, progress)
+
+    async def check(ids: Any, progress: Progress) -> list[dict[str, Any]]:
+        return await scrubbing.check(vdisks, ids, progress)
+
+    inspection = Inspection(
+        store.namespace, _Inspected(vdisks), mountpoint=node.settings.mountpoint, check=check, scrub=scrub
+    )
+    own = {"status": node.status, "drop_caches": node.drop_caches, "flush_index": node.flush_index}
+    return {**inspection.verbs(), **own}
+
+
+def _prepare_process() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(DESCRIPTORS_WANTED, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keeper unmounts, and then this daemon ends
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gc.freeze()
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a daemon until its mount is gone; ``arguments`` is one NodeSettings as JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = NodeSettings.from_json(arguments[0])
+    _prepare_process()
+    report_progress(settings.ready_fd, "opening the pool")
+    try:
+        trio.run(_run, settings)
+    except VdiskfsError as exc:
+        log.error("ended: %s", exc)
+        report_error(settings.ready_fd, str(exc))
+        return 1
+    except Exception as exc:
+        log.exception("ended by an unexpected error")
+        report_error(settings.ready_fd, f"unexpected: {exc!r}; see the log in {settings.state}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
