@@ -1,0 +1,336 @@
+"""What the benchmark measures: its rows, the targets they must reach, and how long each may take.
+
+A row is one line of the table. Rows that share a ``Stage`` run on the same images, one after another, with
+every contender started anew and filled the same way before the first; so no row inherits another stage's dead
+data, and the disk space in use stays bounded. Throughput rows count work done (more is better) and are judged
+by their ratio to another contender; the rest are costs (less is better) judged against a limit.
+"""
+
+import dataclasses
+import enum
+import fnmatch
+
+from metadata.errors import InvalidRequest
+from tools.bench_fio import Job
+
+OURS = "vdiskfs"
+RAW = "raw"
+QCOW2 = "qcow2"
+QEMU_RAW = "qemu-raw"
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+SCRATCH_BYTES_MAX = 20 * GIB
+"""No stage may plan for more: the benchmark is run on people's own disks."""
+
+SCRATCH_RESERVE_BYTES = GIB
+"""Left free besides what a stage plans for: logs, indexes, and whoever else uses the disk."""
+
+
+VDISK_BYTES_MIN = 64 * KIB
+"""What a vdisk with one written block may take."""
+
+
+class Stage(enum.Enum):
+    """Rows of one stage share their images."""
+
+    READ = "read"
+    RANDOM_WRITE = "random write"
+    DIRECT_WRITE = "direct write"
+    BUFFERED_RANDOM_WRITE = "buffered random write"
+    BUFFERED_SEQUENTIAL_WRITE = "buffered sequential write"
+    CPU_WRITE = "cpu write"
+    MEMORY = "memory"
+    INDEX_SEQUENTIAL = "index sequential"
+    INDEX_RANDOM = "index random"
+    MOUNT = "mount"
+
+
+class Measure(enum.Enum):
+    """What a sample's number is; the value is its unit in the report."""
+
+    IOPS = "IOPS"
+    MEGABYTES_PER_S = "MB/s"
+    CPU_US = "us/op"
+    MEMORY_MIB = "MiB"
+    INDEX_PERCENT = "%"
+    MOUNT_S = "s"
+
+
+MORE_IS_BETTER = frozenset({Measure.IOPS, Measure.MEGABYTES_PER_S})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """At least ``bound`` times the figure of ``against``; with nobody to compare to, at most ``bound``."""
+
+    bound: float
+    against: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. Without a target it is there to be read, not to be judged."""
+
+    name: str
+    title: str
+    stage: Stage
+    measure: Measure
+    target: Target | None = None
+    job: Job | None = None
+    overwritten: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.target is None or (self.target.against is not None) == (self.measure in MORE_IS_BETTER)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything. ``seconds`` and ``image_bytes`` bound a sample: whichever is reached first.
+
+    ``shared_images``: all rows that run a job share one stage, where disk space and dead data do not matter.
+    """
+
+    rounds: int
+    seconds: float
+    image_bytes: int
+    cpu_operations: int
+    memory_vdisk_bytes: int
+    memory_written_bytes: int
+    mount_vdisks: int
+    mount_bytes: int
+    shared_images: bool
+
+
+FULL = Plan(
+    rounds=3,
+    seconds=1.5,
+    image_bytes=GIB,
+    cpu_operations=100_000,
+    memory_vdisk_bytes=TIB,
+    memory_written_bytes=8 * GIB,
+    mount_vdisks=10_000,
+    mount_bytes=64 * GIB,
+    shared_images=False,
+)
+
+QUICK = Plan(
+    rounds=1,
+    seconds=0.05,
+    image_bytes=32 * MIB,
+    cpu_operations=4_000,
+    memory_vdisk_bytes=TIB,
+    memory_written_bytes=32 * MIB,
+    mount_vdisks=100,
+    mount_bytes=GIB,
+    shared_images=True,
+)
+
+_RANDOM_READ_1 = Job(rw="randread", block_bytes=4 * KIB, depth=1)
+_RANDOM_READ_16 = Job(rw="randread", block_bytes=4 * KIB, depth=16)
+_SEQUENTIAL_READ = Job(rw="read", block_bytes=MIB, depth=4)
+_BUFFERED_READ = Job(rw="randread", block_bytes=4 * KIB, depth=1, direct=False)
+_RANDOM_WRITE_1 = Job(rw="randwrite", block_bytes=4 * KIB, depth=1)
+RANDOM_WRITE_16 = Job(rw="randwrite", block_bytes=4 * KIB, depth=16)
+SEQUENTIAL_WRITE = Job(rw="write", block_bytes=MIB, depth=4)
+_BUFFERED_RANDOM_WRITE = Job(rw="randwrite", block_bytes=4 * KIB, depth=1, direct=False)
+_BUFFERED_SEQUENTIAL_WRITE = Job(rw="write", block_bytes=MIB, depth=1, direct=False)
+
+
+def _read_rows(*, overwritten: bool) -> tuple[Row, ...]:
+    """The read rows, on a freshly written image or on one that was then overwritten in random order."""
+    prefix = "overwritten-" if overwritten else ""
+    suffix = ", overwritten image" if overwritten else ""
+    table = (
+        ("randread-qd1", "4 KiB randread O_DIRECT QD1", Measure.IOPS, Target(1.0, QCOW2), _RANDOM_READ_1),
+        ("randread-qd16", "4 KiB randread O_DIRECT QD16", Measure.IOPS, Target(2.0, QCOW2), _RANDOM_READ_16),
+        (
+            "seqread-qd4",
+            "1 MiB sequential read O_DIRECT QD4",
+            Measure.MEGABYTES_PER_S,
+            Target(0.5 if overwritten else 1.0, QCOW2),
+            _SEQUENTIAL_READ,
+        ),
+        ("buffered-randread", "4 KiB randread, cached", Measure.IOPS, Target(0.9, RAW), _BUFFERED_READ),
+    )
+    return tuple(
+        Row(prefix + name, title + suffix, Stage.READ, measure, target, job, overwritten)
+        for name, title, measure, target, job in table
+    )
+
+
+ROWS: tuple[Row, ...] = (
+    *_read_rows(overwritten=False),
+    Row(
+        "cpu-read",
+        "daemon's CPU, 4 KiB randread O_DIRECT QD16",
+        Stage.READ,
+        Measure.CPU_US,
+        Target(10),
+        _RANDOM_READ_16,
+    ),
+    *_read_rows(overwritten=True),
+    Row(
+        "randwrite-qd1",
+        "4 KiB randwrite O_DIRECT QD1",
+        Stage.RANDOM_WRITE,
+        Measure.IOPS,
+        Target(1.0, QCOW2),
+        _RANDOM_WRITE_1,
+    ),
+    Row(
+        "randwrite-qd16",
+        "4 KiB randwrite O_DIRECT QD16",
+        Stage.RANDOM_WRITE,
+        Measure.IOPS,
+        Target(2.0, QCOW2),
+        RANDOM_WRITE_16,
+    ),
+    Row(
+        "seqwrite-qd4",
+        "1 MiB sequential write O_DIRECT QD4",
+        Stage.DIRECT_WRITE,
+        Measure.MEGABYTES_PER_S,
+        Target(1.0, QCOW2),
+        SEQUENTIAL_WRITE,
+    ),
+    Row(
+        "write-fdatasync",
+        "4 KiB randwrite O_DIRECT and fdatasync, QD1",
+        Stage.DIRECT_WRITE,
+        Measure.IOPS,
+        Target(0.8, RAW),
+        dataclasses.replace(_RANDOM_WRITE_1, fdatasync_each=True),
+    ),
+    Row(
+        "buffered-randwrite",
+        "4 KiB randwrite, buffered",
+        Stage.BUFFERED_RANDOM_WRITE,
+        Measure.IOPS,
+        Target(1.0, QCOW2),
+        _BUFFERED_RANDOM_WRITE,
+    ),
+    Row(
+        "buffered-randwrite-synced",
+        "4 KiB randwrite, buffered, with the closing fsync",
+        Stage.BUFFERED_RANDOM_WRITE,
+        Measure.IOPS,
+        None,
+        dataclasses.replace(_BUFFERED_RANDOM_WRITE, fsync_at_end=True),
+    ),
+    Row(
+        "buffered-seqwrite",
+        "1 MiB sequential write, buffered",
+        Stage.BUFFERED_SEQUENTIAL_WRITE,
+        Measure.MEGABYTES_PER_S,
+        Target(1.0, QCOW2),
+        _BUFFERED_SEQUENTIAL_WRITE,
+    ),
+    Row(
+        "buffered-seqwrite-synced",
+        "1 MiB sequential write, buffered, with the closing fsync",
+        Stage.BUFFERED_SEQUENTIAL_WRITE,
+        Measure.MEGABYTES_PER_S,
+        None,
+        dataclasses.replace(_BUFFERED_SEQUENTIAL_WRITE, fsync_at_end=True),
+    ),
+    Row(
+        "cpu-write",
+        "daemon's CPU, 4 KiB randwrite O_DIRECT QD16, with the closing fsync",
+        Stage.CPU_WRITE,
+        Measure.CPU_US,
+        Target(12),
+        RANDOM_WRITE_16,
+    ),
+    Row(
+        "memory",
+        "resident memory, 1 TiB sparse vdisk open, 8 GiB of random 4 KiB writes done",
+        Stage.MEMORY,
+        Measure.MEMORY_MIB,
+        Target(250),
+    ),
+    Row(
+        "index-sequential",
+        "index size over data, sequential 1 MiB writes",
+        Stage.INDEX_SEQUENTIAL,
+        Measure.INDEX_PERCENT,
+        Target(0.3),
+    ),
+    Row(
+        "index-random",
+        "index size over data, random 4 KiB writes",
+        Stage.INDEX_RANDOM,
+        Measure.INDEX_PERCENT,
+        Target(2.0),
+    ),
+    Row(
+        "mount",
+        "cold mount and first ls -l, 64 GiB in 10,000 vdisks",
+        Stage.MOUNT,
+        Measure.MOUNT_S,
+        Target(2.0),
+    ),
+)
+
+
+def select_rows(patterns: str | None) -> tuple[Row, ...]:
+    """The rows whose names match one of the comma-separated shell patterns, in the table's order.
+
+    Raises:
+        InvalidRequest: a pattern matches nothing.
+    """
+    if patterns is None:
+        return ROWS
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    for pattern in wanted:
+        if not any(fnmatch.fnmatchcase(row.name, pattern) for row in ROWS):
+            known = " ".join(row.name for row in ROWS)
+            raise InvalidRequest(f"no benchmark row matches {pattern!r}; rows: {known}")
+    return tuple(row for row in ROWS if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in wanted))
+
+
+def plan_stages(rows: tuple[Row, ...], plan: Plan) -> list[list[Row]]:
+    """The rows of each stage, stages in the order of their first rows.
+
+    Every contender is started, and its image filled, once a stage.
+    """
+    stages: dict[Stage, list[Row]] = {}
+    for row in rows:
+        stage = Stage.READ if plan.shared_images and row.job is not None else row.stage
+        stages.setdefault(stage, []).append(row)
+    return list(stages.values())
+
+
+def plan_row_bytes(row: Row, plan: Plan) -> int:
+    """The disk space that one row may add to an append-only contender's image."""
+    if row.stage is Stage.MEMORY:
+        return plan.memory_written_bytes * 5 // 4
+    if row.stage in (Stage.INDEX_SEQUENTIAL, Stage.INDEX_RANDOM):
+        return plan.image_bytes * 5 // 4
+    if row.stage is Stage.MOUNT:
+        return plan.mount_vdisks * VDISK_BYTES_MIN
+    assert row.job is not None
+    if row.job.reads:
+        return 0
+    if row.measure is Measure.CPU_US:
+        return plan.rounds * plan.cpu_operations * row.job.block_bytes
+    return plan.rounds * plan.image_bytes
+
+
+def plan_scratch_bytes(rows: tuple[Row, ...], plan: Plan, *, contender_count: int) -> int:
+    """The free space that the hungriest stage needs; stages follow each other, each on a clean slate.
+
+    Raises:
+        InvalidRequest: more than the benchmark may ever use.
+    """
+    needed = 0
+    for stage in plan_stages(rows, plan):
+        # One image each, and one more for the pass that overwrites ours.
+        images = contender_count + any(row.overwritten for row in stage) if stage[0].job is not None else 0
+        needed = max(needed, images * plan.image_bytes + sum(plan_row_bytes(row, plan) for row in stage))
+    if needed > SCRATCH_BYTES_MAX:
+        raise InvalidRequest(f"so many rounds would fill {needed >> 30} GiB; take fewer with --rounds")
+    return needed + SCRATCH_RESERVE_BYTES
