@@ -148,11 +148,11 @@ def probe(file: str, *, image_format: str | None) -> Image:
     path = os.path.abspath(file)
     try:
         mode = os.stat(path).st_mode
-        start, end, size = _ends(path)
     except FileNotFoundError as problem:
         raise NotFound(f"{file} does not exist") from problem
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise InvalidRequest(f"{file} is not a file with a disk image")
+    start, end, size = _ends(path)
     if image_format == RAW:
         return Image(path, RAW, size)
     for magic, name in _PACKED.items() if image_format is None else ():

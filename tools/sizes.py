@@ -6,7 +6,7 @@ from metadata.errors import InvalidRequest
 from metadata.units import VDISK_BYTES_MAX
 
 _LETTERS = "KMGTPE"
-_PATTERN = re.compile(r"(\d{1,30})(?:\.(\d{1,30}))?\s*([KMGTPE]?)(?:iB|B)?", re.IGNORECASE)
+_PATTERN = re.compile(r"(\d{1,30})(?:\.(\d{1,30}))?\s*([KMGTPE]?)(?:iB|B)?", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:

@@ -58,8 +58,8 @@ def serve(
     assert not os.path.exists(path)
 
 
-async def call(path: str, verb: str, **arguments: object) -> Any:
-    return await trio.to_thread.run_sync(control_client.call, path, verb, arguments)
+async def call(socket_path: str, verb: str, **arguments: object) -> Any:
+    return await trio.to_thread.run_sync(control_client.call, socket_path, verb, arguments)
 
 
 async def exchange(path: str, request: bytes) -> list[dict[str, Any]]:

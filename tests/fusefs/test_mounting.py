@@ -173,10 +173,9 @@ def open_folder() -> Iterator[pathlib.Path]:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="vdiskfs-test-", dir="/tmp"))
     folder.chmod(0o755)
     source = pathlib.Path(fusefs.__file__).parents[1]
-    for package in ("fusefs", "metadata", "tests"):
-        shutil.copytree(
-            source / package, folder / "code" / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    for package in (source / "fusefs", source / "metadata", pathlib.Path(__file__).parents[1]):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, folder / "code" / package.name, ignore=ignore)
     try:
         yield folder
     finally:
