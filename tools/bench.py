@@ -104,8 +104,12 @@ def parse_request(argv: Sequence[str], contenders: tuple[str, ...]) -> Request:
     for name in chosen:
         if name not in contenders:
             raise InvalidRequest(f"no contender is called {name!r}; contenders: {' '.join(contenders)}")
+    rows = select_rows(options.rows)
+    if options.quick:
+        # Too little is done to judge anybody by.
+        rows = tuple(dataclasses.replace(row, target=None) for row in rows)
     return Request(
-        rows=select_rows(options.rows),
+        rows=rows,
         contenders=tuple(name for name in contenders if name in chosen),
         plan=plan,
         scratch=options.scratch.resolve(),

@@ -42,7 +42,7 @@ class Contender(Protocol):
         """The process that serves the image; None: the kernel alone does."""
 
     def stop(self) -> None:
-        """Serve nothing any more, leave no process and no mount."""
+        """Serve nothing any more, leave no process and no mount, even where it raises."""
 
 
 Factory = Callable[[Path], Contender]
@@ -197,13 +197,19 @@ class Vdiskfs:
         return pid
 
     def stop(self) -> None:
-        """Unmount in peace if possible, else by force: first the keeper and the daemon, then the mount."""
-        if is_mounted(self.mountpoint):
-            try:
+        """Unmount in peace if possible, else by force: first the keeper and the daemon, then the mount.
+
+        Raises:
+            VdiskfsError: it had to be force; nothing is left all the same.
+        """
+        try:
+            if is_mounted(self.mountpoint):
                 self.unmount()
-            except VdiskfsError:
-                self._end_by_force()
-        self._pids = set()
+        except VdiskfsError:
+            self._end_by_force()
+            raise
+        finally:
+            self._pids = set()
 
     def _end_by_force(self) -> None:
         try:
@@ -240,9 +246,12 @@ def mounts_below(folder: Path) -> list[str]:
 
 
 def stop_contender(contender: Contender) -> None:
-    """Stop it to the end, whoever interrupts."""
+    """Stop it to the end, whoever interrupts. Trouble with that is told, and fails nothing else."""
     with uninterrupted():
-        contender.stop()
+        try:
+            contender.stop()
+        except VdiskfsError as exc:
+            print(f"vdiskfs: {exc}", file=sys.stderr)
 
 
 def detach_mount(mountpoint: Path) -> None:

@@ -51,14 +51,11 @@ def _measure_memory(result: RowResult, ours: Vdiskfs, *, plan: Plan, progress: P
     path = ours.image_path(IMAGE)
     amount = Amount(span_bytes=plan.memory_vdisk_bytes, written_bytes=plan.memory_written_bytes)
     progress(f"{result.row.name}: writing")
-    descriptor = os.open(path, os.O_RDWR)
-    try:
+    with path.open("r+b", buffering=0):  # a guest still has it open
         figures = run_job(RANDOM_WRITE_16, path, amount=amount)
         pid = ours.daemon_pid(IMAGE)
         assert pid is not None
         resident = resident_bytes(pid)
-    finally:
-        os.close(descriptor)
     result.samples[OURS] = [resident["VmRSS"] / MIB]
     result.notes.append(
         f"{_in_units(figures.bytes_done)} written at {figures.iops / 1000:.1f}k IOPS; "
@@ -113,12 +110,10 @@ def _make_vdisks(folder: Path, *, count: int, total_bytes: int) -> None:
     size = total_bytes // count // BLOCK_BYTES * BLOCK_BYTES
     block = os.urandom(BLOCK_BYTES)
     for number in range(count):
-        descriptor = os.open(folder / f"vdisk-{number:05}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.ftruncate(descriptor, size)
-            os.pwrite(descriptor, block, number % (size // BLOCK_BYTES) * BLOCK_BYTES)
-        finally:
-            os.close(descriptor)
+        with (folder / f"vdisk-{number:05}").open("xb", buffering=0) as vdisk:
+            vdisk.truncate(size)
+            vdisk.seek(number % (size // BLOCK_BYTES) * BLOCK_BYTES)
+            vdisk.write(block)
 
 
 def _list_long(folder: Path, *, count: int) -> None:

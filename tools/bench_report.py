@@ -104,10 +104,11 @@ def format_row(result: RowResult, contenders: Sequence[str]) -> str:
 
 
 def format_summary(results: Sequence[RowResult]) -> str:
-    """How many targets were reached, and which were not."""
+    """How many rows were measured, how many targets were reached, and which were not."""
     by_verdict = {verdict: [r.row.name for r in results if r.verdict() is verdict] for verdict in Verdict}
     reached, short, failed = (by_verdict[v] for v in (Verdict.REACHED, Verdict.SHORT, Verdict.FAILED))
-    lines = [f"{len(reached)} of {len(reached) + len(short) + len(failed)} targets reached"]
+    target_count = sum(result.row.target is not None for result in results)
+    lines = [f"{len(results)} rows, {len(reached)} of {target_count} targets reached"]
     if short:
         lines.append("short: " + ", ".join(short))
     if failed:

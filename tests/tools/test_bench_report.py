@@ -114,7 +114,7 @@ def test_the_summary_names_what_fell_short_and_what_failed() -> None:
         RowResult(OPEN_ROW, failure="it broke"),
     ]
     assert format_summary(results).splitlines() == [
-        "1 of 3 targets reached",
+        "3 rows, 1 of 2 targets reached",
         "short: waiting",
         "failed: watching",
     ]

@@ -53,6 +53,13 @@ def test_a_contender_that_fails_costs_its_rows_and_not_the_others(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_quick_run_judges_nobody() -> None:
+    quick = bench.parse_request(["--quick"], ("vdiskfs",))
+    full = bench.parse_request([], ("vdiskfs",))
+    assert all(row.target is None for row in quick.rows)
+    assert [row.name for row in quick.rows] == [row.name for row in full.rows]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
