@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import trio
 
@@ -33,8 +33,6 @@ BURST = 32
 """Requests taken before other tasks get a turn."""
 SPIN_READS = 12
 """Further looks for a request before sleeping: the next one of a queue-depth-1 user comes within 20 us or so."""
-BACKLOG_MAX = 4096
-"""Requests waiting for libfuse; the kernel's own limits are far below."""
 
 
 class Channel:
@@ -112,14 +110,18 @@ class Channel:
             _, opcode, unique, _, _, _, _, _, _, fh, offset, size, flags, _, open_flags = unpack(request)
             if opcode == abi.READ:
                 head = heads.get(fh)
-                if head is None or not self._read_nowait(head, unique, offset, size, open_flags):
+                if (offset | size) & 511 and open_flags & abi.O_DIRECT:
+                    self._reply(unique, errno.EINVAL)
+                elif head is None or not self._read_nowait(head, unique, offset, size):
                     nursery.start_soon(self._answer, unique, self._requests.read(fh, offset, size))
             elif opcode == abi.WRITE:
                 head = heads.get(fh)
                 data = view[abi.WRITE_DATA_AT : abi.WRITE_DATA_AT + size]
-                if head is None or flags & abi.WRITE_KILL_SUIDGID or not self._write_nowait(head, unique, offset, data, open_flags):  # fmt: skip
-                    kill = bool(flags & abi.WRITE_KILL_SUIDGID)
-                    work = self._requests.write(fh, offset, bytes(data), kill_suid=kill)
+                kill = flags & abi.WRITE_KILL_SUIDGID
+                if (offset | size) & 511 and open_flags & abi.O_DIRECT:
+                    self._reply(unique, errno.EINVAL)
+                elif head is None or kill or not self._write_nowait(head, unique, offset, data):
+                    work = self._requests.write(fh, offset, bytes(data), kill_suid=bool(kill))
                     nursery.start_soon(self._answer, unique, work)
             else:
                 self._dispatch(nursery, opcode, unique, bytes(view[:length]))
@@ -128,12 +130,9 @@ class Channel:
                 burst = 0
                 await trio.lowlevel.checkpoint()
 
-    def _read_nowait(self, head: Head, unique: int, offset: int, size: int, open_flags: int) -> bool:
+    def _read_nowait(self, head: Head, unique: int, offset: int, size: int) -> bool:
         """Answers a read if memory can; False: it needs a task."""
         try:
-            if (offset | size) & 511 and open_flags & abi.O_DIRECT:
-                self._reply(unique, errno.EINVAL)
-                return True
             data = head.read_nowait(offset, size)
             if data is None:
                 return False
@@ -144,12 +143,9 @@ class Channel:
             self._unexpected(unique)
         return True
 
-    def _write_nowait(self, head: Head, unique: int, offset: int, data: memoryview, open_flags: int) -> bool:
+    def _write_nowait(self, head: Head, unique: int, offset: int, data: memoryview) -> bool:
         """Carries a write out if memory can; False: it needs a task."""
         try:
-            if (offset | len(data)) & 511 and open_flags & abi.O_DIRECT:
-                self._reply(unique, errno.EINVAL)
-                return True
             if not head.write_nowait(offset, data):
                 return False
             os.write(self._fuse_fd, abi.WRITE_REPLY.pack(24, 0, unique, len(data), 0))
@@ -233,5 +229,3 @@ class Channel:
     def _reply_failed(self, exc: OSError) -> None:
         if exc.errno not in (errno.ENOENT, errno.ENODEV):  # the caller, or the mount, is gone
             log.error("the kernel refused a reply: %s", exc)
-
-

@@ -72,9 +72,9 @@ class DataRequests:
         head = await self._vdisks.head_of(fh)
         end = offset + length
         head_write.check_size(end)
-        if mode & abi.FALLOC_PUNCH_HOLE and mode == abi.FALLOC_PUNCH_HOLE | abi.FALLOC_KEEP_SIZE:
-            await head_write.punch(head, offset, length)
-        elif mode & ~abi.FALLOC_KEEP_SIZE == abi.FALLOC_ZERO_RANGE:
+        if (
+            mode & abi.FALLOC_PUNCH_HOLE and mode == abi.FALLOC_PUNCH_HOLE | abi.FALLOC_KEEP_SIZE
+        ) or mode & ~abi.FALLOC_KEEP_SIZE == abi.FALLOC_ZERO_RANGE:
             await head_write.punch(head, offset, length)
         elif mode & ~abi.FALLOC_KEEP_SIZE:
             raise InvalidRequest(_UNSUPPORTED, number=errno.EOPNOTSUPP)
@@ -103,4 +103,3 @@ class DataRequests:
             length=min(length, COPY_BYTES_MAX),
         )
         return reply.pack(copied) if reply is _U64 else reply.pack(copied, 0)
-

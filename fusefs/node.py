@@ -55,14 +55,16 @@ EXIT_INDEX_DAMAGED = 75
 class Node:
     """One running node: what the control verbs ask."""
 
-    def __init__(self, settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, *, channel: Channel) -> None:
+    def __init__(
+        self, settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, *, channel: Channel
+    ) -> None:
         self.settings, self.workspace, self.vdisks, self.channel = settings, workspace, vdisks, channel
         self.started = time.time()
 
     async def status(self, _arguments: dict[str, Any], _progress: Progress) -> object:
         """The node's facts; the keeper's come from the registry."""
         space = self.workspace
-        heads = list(space.heads.values())
+        heads = list(self.vdisks.heads.values())
         return {
             "pid": os.getpid(),
             "node": self.settings.node,
@@ -159,7 +161,9 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
     requests = DataRequests(vdisks, clear_suid=clear_suid)
     channel = Channel(settings.fuse_fd, settings.init_fd, vdisks=vdisks, requests=requests)
     node = Node(settings, workspace, vdisks, channel=channel)
-    pyfuse3.init(operations, channel.libfuse_mountpoint(), set(pyfuse3.default_options) - {"default_permissions"})
+    pyfuse3.init(
+        operations, channel.libfuse_mountpoint(), set(pyfuse3.default_options) - {"default_permissions"}
+    )
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)

@@ -39,7 +39,8 @@ NUMBER_MAX = (1 << NUMBER_BITS) - 1
 
 def group_id(epoch: int, number: int) -> GroupId:
     """The id of the ``number``-th group (from 0) written under ``epoch``."""
-    assert 1 <= epoch <= EPOCH_MAX and 0 <= number <= NUMBER_MAX
+    assert 1 <= epoch <= EPOCH_MAX
+    assert 0 <= number <= NUMBER_MAX
     return GroupId(epoch << NUMBER_BITS | number)
 
 

@@ -133,7 +133,7 @@ class Index:
         except Exception as exc:
             raise Corrupt(f"the snapshot index cannot be opened: {exc} path={path}") from exc
         unlogged = WriteOptions()
-        unlogged.disable_wal = True
+        unlogged.disable_wal = True  # type: ignore[method-assign, assignment]
         self._db.set_write_options(unlogged)
 
     @staticmethod
@@ -150,7 +150,7 @@ class Index:
 
     def _get_nowait(self, key: bytes) -> bytes | Nowait:
         try:
-            found, value = self._db.key_may_exist(key, fetch=True)
+            found, value = self._db.key_may_exist(key, fetch=True)  # type: ignore[misc]
         except Exception as exc:
             raise Corrupt(f"the snapshot index is damaged: {exc}") from exc
         if not found:

@@ -66,9 +66,7 @@ class CommitRecord:
     def runs(self) -> list[tuple[int, int, int]]:
         """The extents as (block number, count, first place)."""
         words = self.extents
-        return [
-            (words[i] >> 16, (words[i] & 0xFFFF) + 1, words[i + 1]) for i in range(0, len(words), 2)
-        ]
+        return [(words[i] >> 16, (words[i] & 0xFFFF) + 1, words[i + 1]) for i in range(0, len(words), 2)]
 
 
 def record_block_count(extent_count: int, checksum_count: int) -> int:

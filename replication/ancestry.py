@@ -50,7 +50,7 @@ class Ancestry:
     def __init__(self, index: Index, cache: FifoCache, *, absent: int, generations: list[Generation]) -> None:
         self.absent, self.generations = absent, generations
         self._index, self._cache = index, cache
-        self._resolved: dict[int, tuple["array[int]", "array[int]"]] = {}
+        self._resolved: dict[int, tuple[array[int], array[int]]] = {}
 
     def absent_row(self, vblock: int, overlap: int) -> "array[int]":
         """The vdisk's own row where the index has none."""
@@ -111,6 +111,10 @@ class Ancestry:
         for at in open_blocks:
             places[at] = HOLE
         return places, depths
+
+    def find_all(self, vblocks: list[int]) -> dict[int, tuple["array[int]", "array[int]"]]:
+        """Thread: ``find`` for each."""
+        return {vblock: self.find(vblock) for vblock in vblocks}
 
     def install(self, vblock: int, resolved: tuple["array[int]", "array[int]"]) -> None:
         """Keeps what ``find`` found."""

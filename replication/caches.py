@@ -43,7 +43,7 @@ class FifoCache:
 
     def shrink(self, limit: int) -> None:
         """Takes away all but the newest ``limit`` entries, pinned ones excepted."""
-        kept = deque()
+        kept: deque[tuple[dict[int, Any], int, Iterable[Container[int]]]] = deque()
         while len(self._order) > limit:
             oldest = self._order.popleft()
             if any(oldest[1] in group for group in oldest[2]):

@@ -19,7 +19,9 @@ DUE_COMMITS = 2000
 
 async def checkpoint_if_due(head: Head) -> None:
     """Writes a checkpoint if many commits came since the last; failing to is no failure."""
-    newest = max(await head.workspace.wait_for(lambda: head.workspace.pool.checkpoints(head.vdisk)), default=0)
+    newest = max(
+        await head.workspace.wait_for(lambda: head.workspace.pool.checkpoints(head.vdisk)), default=0
+    )
     if head.log.version - newest >= DUE_COMMITS and not head.is_dirty:
         await checkpoint(head)
 

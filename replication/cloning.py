@@ -22,9 +22,7 @@ _PIECES_MAX = 16
 _TRIES = 20
 
 
-async def copy_range(
-    vdisks: Vdisks, source: Head, target: Head, *, offset: int, to: int, length: int
-) -> int:
+async def copy_range(vdisks: Vdisks, source: Head, target: Head, *, offset: int, to: int, length: int) -> int:
     """Copies from ``offset`` of the source to ``to`` of the target; returns how many bytes, perhaps fewer.
 
     Raises:
@@ -33,7 +31,11 @@ async def copy_range(
     length = min(length, max(0, source.size - offset))
     if not length:
         return 0
-    if source is not target and offset == to and await _share(vdisks, source, target, offset, length):
+    if (
+        source is not target
+        and offset == to
+        and await _share(vdisks, source, target, offset=offset, length=length)
+    ):
         return length
     done = 0
     for _ in range(_PIECES_MAX):
@@ -48,7 +50,7 @@ async def copy_range(
     return done
 
 
-async def _share(vdisks: Vdisks, source: Head, target: Head, offset: int, length: int) -> bool:
+async def _share(vdisks: Vdisks, source: Head, target: Head, *, offset: int, length: int) -> bool:
     """Shares the range if it can; False: copy bytes."""
     end = offset + length
     reaches_end = end == source.size and end >= target.size
@@ -76,7 +78,9 @@ async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> bool:
                 return (nearest.groups.vdisk, nearest.version) == parent
             if target.own_blocks or target.generation > 1 or not source.log.version:
                 return False
-            source.keep(source.log.version)  # no await since the flush: the next commit leaves these rows alone
+            source.keep(
+                source.log.version
+            )  # no await since the flush: the next commit leaves these rows alone
             await adopt(target.workspace.catalog, target.vdisk, parent=parent)
             target.ancestry = _child_ancestry(source, parent[1])
             vdisks.note_parent(target.vdisk, parent)

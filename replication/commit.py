@@ -14,6 +14,7 @@ is rebuilt from the log, and the rows stay dirty until it takes them.
 import logging
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import trio
 
@@ -210,7 +211,7 @@ async def _make_room(head: Head, block_count: int) -> None:
 async def _rescue(head: Head) -> None:
     owner_log = head.log
     log.warning("moving unflushed data out of a group that failed vdisk=%d", head.vdisk)
-    before = [word for word in owner_log.pending.extents[1::2]]
+    before = list(owner_log.pending.extents[1::2])
     rescued = await head.workspace.wait_for(owner_log.rescue)
     for (block_no, count, place, _), old in zip(rescued.extents, before, strict=True):
         if place != old:
@@ -228,7 +229,7 @@ async def relieve_journal(workspace: Workspace, entries: int) -> None:
         changing = [head for head in workspace.heads.values() if head.is_dirty]
         oldest = min(changing, key=lambda head: head.oldest_sequence(), default=None)
         if oldest is not None and workspace.journal.sequence - oldest.oldest_sequence() > entries:
-            await flush(oldest)
+            await flush(cast(Head, oldest))
         note_journal_need(workspace)
         await trio.lowlevel.checkpoint()
 

@@ -41,7 +41,7 @@ class GroupSet:
     def __init__(self, vdisk: int, pool: DirectoryPool, *, index: Index, cache: FifoCache) -> None:
         self.vdisk, self.pool, self.index, self._cache = vdisk, pool, index, cache
         self.files: dict[int, GroupFile] = {}
-        self.segments: dict[int, "array[int]"] = {}
+        self.segments: dict[int, array[int]] = {}
         self.pinned: list[set[int]] = [set(), set(), set()]
         """Segments changed since the last commit began, those being committed, and the one at the log's tail."""
 
@@ -115,7 +115,9 @@ class GroupSet:
         file = self.files.get(place >> 16)
         keys = range(place >> 8, (place + count - 1 >> 8) + 1)
         return Missing(
-            self, place >> 16 if file is None or file.fd < 0 else None, [k for k in keys if k not in self.segments]
+            self,
+            place >> 16 if file is None or file.fd < 0 else None,
+            [k for k in keys if k not in self.segments],
         )
 
     def file(self, group: int) -> GroupFile:
@@ -150,7 +152,7 @@ class Missing:
     def __init__(self, groups: GroupSet, group: int | None, segments: list[int]) -> None:
         self._groups, self._group, self._keys = groups, group, segments
         self._file: GroupFile | None = None
-        self._segments: list["array[int] | None"] = []
+        self._segments: list[array[int] | None] = []
 
     def __bool__(self) -> bool:
         return self._group is not None or bool(self._keys)

@@ -56,7 +56,7 @@ class Head:
         """Held while the log gets room, or is mended; and while a change is made that may not interleave."""
         self.commit_done: trio.Event | None = None
         """Set when the commit that runs now has ended."""
-        self.rows: dict[int, "array[int]"] = {}
+        self.rows: dict[int, array[int]] = {}
         self.dirty: set[int] = set()
         self.committing: set[int] = set()
         self.pinned: list[set[int]] = [self.dirty, self.committing]
@@ -162,7 +162,9 @@ class Head:
         """Keeps a row that a thread fetched, unless one came meanwhile. No commit ended since the fetch began."""
         if vblock in self.rows:
             return
-        if row is None or any(cut is not None and vblock >= cut for cut in (self.cut_vblock, self.cutting_vblock)):
+        if row is None or any(
+            cut is not None and vblock >= cut for cut in (self.cut_vblock, self.cutting_vblock)
+        ):
             cut_away = row is not None
             row = uniform_row(HOLE) if cut_away else self.ancestry.absent_row(vblock, self.overlap)
         self.rows[vblock] = row
@@ -179,7 +181,6 @@ class Head:
             if self.generation > 1:  # an older generation may have it: a seek, which may wait
                 return None
             return self.ancestry.absent_row(vblock, self.overlap)
-        assert not isinstance(found, Nowait)
         return found
 
     # ---- writing
@@ -204,7 +205,9 @@ class Head:
             if row is None:
                 return False
         if count > 1:
-            if (block_no + count - 1) >> 8 != block_no >> 8 and self.row_nowait(block_no + count - 1 >> 8) is None:
+            if (block_no + count - 1) >> 8 != block_no >> 8 and self.row_nowait(
+                block_no + count - 1 >> 8
+            ) is None:
                 return False
             self.write_blocks(block_no, data, count, size=max(self.size, offset + length))
         elif data[0] == 0 and data == _ZERO_BLOCK:
@@ -246,7 +249,9 @@ class Head:
 
     def _journal(self, block_no: int, count: int, place: int, digest: int) -> None:
         version = self.log.last_version + 1
-        self.journal.append(self.vdisk, version, block_no, place, self.size, count, digest)
+        self.journal.append(
+            self.vdisk, version, block_no=block_no, place=place, size=self.size, count=count, digest=digest
+        )
 
     def write_blocks(self, block_no: int, data: memoryview, count: int, *, size: int) -> None:
         """Whole blocks of loaded vblocks, room made; all-zero blocks become holes. ``size``: the vdisk's, after."""
@@ -305,7 +310,9 @@ class Head:
             if self.share_loaded(block_no, part, place):
                 self._note(block_no, part, place)
                 self._journal(block_no, part, place, 0)
-                self.log.limit -= not len(self.log.pending.extents) & 511  # 256 holes fill a block of the record
+                self.log.limit -= (
+                    not len(self.log.pending.extents) & 511
+                )  # 256 holes fill a block of the record
             block_no += part
             count -= part
 
@@ -357,7 +364,9 @@ class Head:
         """Rows from this vblock on are gone."""
         cuts = [c for c in (self.cut_vblock, self.cutting_vblock) if c is not None]
         end = min(cuts, default=1 << 64)
-        self.own_blocks -= sum(n for vblock, n in unloaded.items() if vblock not in self.rows and vblock < end)
+        self.own_blocks -= sum(
+            n for vblock, n in unloaded.items() if vblock not in self.rows and vblock < end
+        )
         for vblock in [vblock for vblock in self.rows if vblock >= cut]:
             self.own_blocks -= own_block_count(self.rows.pop(vblock))
             self.dirty.discard(vblock)

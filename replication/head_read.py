@@ -3,6 +3,7 @@
 ``load_rows`` and ``plan_runs`` also serve whoever asks where data lies: lseek, map, copying.
 """
 
+import functools
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,14 +50,14 @@ async def load_rows(head: Head, vblocks: Iterable[int], *, parents: bool = False
             return
         if lacking:
             commits = head.commits
-            found = await head.workspace.wait_for(lambda: _fetch_rows(head, lacking))
+            found = await head.workspace.wait_for(functools.partial(_fetch_rows, head, lacking))
             if head.commits == commits:
                 for vblock, row in found:
                     head.install_row(vblock, row)
         if unresolved:
             ancestry = head.ancestry
-            resolved = await head.workspace.wait_for(lambda: [(v, ancestry.find(v)) for v in unresolved])
-            for vblock, answer in resolved:
+            resolved = await head.workspace.wait_for(functools.partial(ancestry.find_all, unresolved))
+            for vblock, answer in resolved.items():
                 ancestry.install(vblock, answer)
     raise Corrupt(f"the index does not keep the rows it is asked for vdisk={head.vdisk}")
 
@@ -103,7 +104,9 @@ async def read(head: Head, offset: int, size: int) -> bytes:
         return b""
     first, last = offset >> 12, end - 1 >> 12
     await load_rows(head, range(first >> 8, (last >> 8) + 1), parents=True)
-    plan = plan_runs(head, first, last - first + 1)  # no await since the rows were loaded: one moment's places
+    plan = plan_runs(
+        head, first, last - first + 1
+    )  # no await since the rows were loaded: one moment's places
     data = await read_plan(head, plan, (last - first + 1) * BLOCK_BYTES)
     skip = offset & 4095
     return bytes(data[skip : skip + end - offset])
@@ -148,12 +151,17 @@ async def fetch_missing(head: Head, lacking: list[Missing]) -> None:
     for missing in lacking:
         missing.begin()
     try:
-        await head.workspace.wait_for(lambda: [missing.fetch() for missing in lacking])
+        await head.workspace.wait_for(lambda: _fetch_all(lacking))
         for missing in lacking:
             missing.install()
     finally:
         for missing in lacking:
             missing.end()
+
+
+def _fetch_all(lacking: list[Missing]) -> None:
+    for missing in lacking:
+        missing.fetch()
 
 
 async def seek(head: Head, offset: int, *, data: bool) -> int | None:

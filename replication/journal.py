@@ -55,7 +55,9 @@ class Journal:
         self.limit = 1 + capacity
         """The sequence that would overwrite an entry still needed."""
 
-    def append(self, vdisk: int, version: int, block_no: int, place: int, size: int, count: int, digest: int) -> None:  # fmt: skip
+    def append(
+        self, vdisk: int, version: int, *, block_no: int, place: int, size: int, count: int, digest: int
+    ) -> None:
         """Notes one change; see ``JournalEntry``. The caller has seen to it that there is room."""
         sequence = self.sequence
         body = _pack_body(sequence, vdisk, version, block_no, place, size, count, digest)
@@ -82,7 +84,9 @@ class Journal:
             for slot, sequence in enumerate(sequences)
             if sequence >= needed_from and sequence and sequence % self.capacity == slot
         ]
-        found = (decode_entry(self._map[at * ENTRY_BYTES : (at + 1) * ENTRY_BYTES], self._salt) for at in slots)
+        found = (
+            decode_entry(self._map[at * ENTRY_BYTES : (at + 1) * ENTRY_BYTES], self._salt) for at in slots
+        )
         entries = sorted((entry for entry in found if entry), key=lambda entry: entry.sequence)
         self.sequence = max(needed_from, 1 + max((entry.sequence for entry in entries), default=0))
         self.limit = (entries[0].sequence if entries else self.sequence) + self.capacity

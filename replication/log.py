@@ -55,7 +55,11 @@ class Pending:
     def note(self, block_no: int, count: int, place: int) -> None:
         """Adds an extent, or grows the last one if this goes on where it ends."""
         words = self.extents
-        if block_no == self.next_block and place == self.next_place and (words[-2] & 0xFFFF) + count < 0x10000:
+        if (
+            block_no == self.next_block
+            and place == self.next_place
+            and (words[-2] & 0xFFFF) + count < 0x10000
+        ):
             words[-2] += count
         else:
             words.extend((block_no << 16 | count - 1, place))
@@ -256,7 +260,8 @@ class OwnerLog:
     def begin_commit(self, *, size: int, time_ns: int, own_blocks: int, overlap: int) -> Commit:
         """Takes what is pending and makes it a commit; later appends belong to the next one."""
         pending, file, position = self.pending, self.file, self.tail
-        assert file is not None and not self.broken
+        assert file is not None
+        assert not self.broken
         self.last_version = Version(self.last_version + 1)
         record = CommitRecord(
             vdisk=self.groups.vdisk,

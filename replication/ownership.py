@@ -65,7 +65,8 @@ async def read_facts(catalog: Catalog, vdisk: int) -> VdiskFacts:
         raise NotFound(f"no such vdisk vdisk={vdisk}")
     value = decode_value(rows[0].key, rows[0].value)
     owner = decode_value(owners[0].key, owners[0].value) if owners else {"node": "", "epoch": 0}
-    assert isinstance(value, dict) and isinstance(owner, dict)
+    if not isinstance(value, dict) or not isinstance(owner, dict):
+        raise Corrupt(f"a damaged record in the catalog vdisk={vdisk}")
     parent = value.get("parent")
     return VdiskFacts(
         parent=tuple(parent) if parent else None,
@@ -86,7 +87,8 @@ async def _update(catalog: Catalog, vdisk: int, changes: dict[str, object]) -> N
         if not rows:
             raise NotFound(f"no such vdisk vdisk={vdisk}")
         value = decode_value(rows[0].key, rows[0].value)
-        assert isinstance(value, dict)
+        if not isinstance(value, dict):
+            raise Corrupt(f"a damaged record in the catalog vdisk={vdisk}")
         put = (rows[0].key, encode_value({**value, **changes}))
         try:
             await catalog.transact(Change(compares=((rows[0].key, rows[0].revision),), puts=(put,)))

@@ -13,6 +13,7 @@ Everything here waits for disks: threads only.
 """
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -142,18 +143,16 @@ class LogReader:
             Corrupt: a record that must be there is not.
         """
         for group in reversed(self.pool.groups(self.vdisk)):
-            last = None
-            for last in self.records_in(group):
-                pass
-            if last is None:
+            found = deque(self.records_in(group), maxlen=1)
+            if not found:
                 continue
-            place, record, check, blocks = last
+            place, record, check, blocks = found[0]
             if record.version > durable_version and not self.is_whole(record):
                 if not record.previous_place:
                     return None
                 place, check = record.previous_place, record.previous_check
-                record, found, blocks = self.record_at(place)
-                if found != check:
+                record, actual, blocks = self.record_at(place)
+                if actual != check:
                     raise Corrupt(f"the log's chain is broken vdisk={self.vdisk} place={place:#x}")
             for concerned in {place >> 16, *(p >> 16 for _, _, p in record.runs() if p > PARENT)}:
                 with suppress(NotFound):  # its data is damaged, and reading it will say so
@@ -211,8 +210,8 @@ class IndexBuilder:
     def __init__(self, index: Index, state: VdiskState, *, lineage: Lineage) -> None:
         self.index, self.state, self.vdisk = index, state, lineage.vdisk
         self._lineage = lineage
-        self._rows: dict[int, "array[int]"] = {}
-        self._segments: dict[int, "array[int]"] = {}
+        self._rows: dict[int, array[int]] = {}
+        self._segments: dict[int, array[int]] = {}
         self._cut: int | None = None
 
     def apply(self, record: CommitRecord, place: int, check: int, end: int) -> None:

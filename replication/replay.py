@@ -6,6 +6,7 @@ as an unflushed write may be. Entries are applied in the order they were acknowl
 the caller commits at once, and a death before that only means another replay.
 """
 
+import functools
 import logging
 from array import array
 
@@ -89,6 +90,7 @@ async def _load_segments(head: Head, entry: JournalEntry) -> None:
     groups = head.groups
     for key in range(entry.place >> 8, (entry.place + entry.block_count - 1 >> 8) + 1):
         if key not in groups.segments:
-            segment = await head.workspace.wait_for(lambda key=key: head.index.segment(head.vdisk, key))  # type: ignore[misc]
+            look = functools.partial(head.index.segment, head.vdisk, key)
+            segment = await head.workspace.wait_for(look)
             if segment is not None:
                 groups.install_segment(key, segment)

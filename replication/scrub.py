@@ -4,6 +4,7 @@ Both go on after a finding and return all of them, JSON-ready: each with the vdi
 and file where there is one. They run beside guests; what a guest overwrites meanwhile is no finding.
 """
 
+import functools
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -55,8 +56,8 @@ async def _scrub_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
     vblock: int | None = 0
     while vblock is not None and vblock < end:
         if not head.ancestry.absent:  # only what has rows
-            start = vblock
-            vblock = await vdisks.workspace.wait_for(lambda start=start: index.first_vblock(vdisk, start, end))  # type: ignore[misc]
+            look = functools.partial(index.first_vblock, vdisk, vblock, end)
+            vblock = await vdisks.workspace.wait_for(look)
             if vblock is None:
                 break
         await load_rows(head, (vblock,), parents=True)
@@ -109,8 +110,8 @@ async def _scrub_run(head: Head, run: Run) -> list[Finding]:
 async def check(vdisks: Vdisks, ids: Sequence[VdiskId], progress: Progress) -> list[Finding]:
     """Compares each vdisk's index with one built anew from its log, and the pool with the catalog.
 
-    Invariants I3, I4, I10 of ARCHITECTURE.md: what the index says is what the log says, no two commits share a
-    version, no row points outside its groups.
+    Invariants I3, I4, I10 of ARCHITECTURE.md: what the index says is what the log says, no two commits
+    share a version, no row points outside its groups.
     """
     findings: list[Finding] = []
     for number, vdisk in enumerate(ids):
@@ -160,7 +161,7 @@ def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
             problems.append(f"index and log disagree (I10) vblock={vblock}")
         own += sum(place > PARENT for place in row)
         outside = {place >> 16 for place in row if place > PARENT} - groups
-        problems += [f"a row points to a missing group (I3) vblock={vblock} group={group_name(g)}" for g in outside]
+        problems += [f"a row points to a missing group (I3) {vblock=} group={group_name(g)}" for g in outside]
     problems += [f"the index has a row that the log has not (I10) vblock={vblock}" for vblock in mine]
     if own != rebuilt.own_blocks:
         problems.append(f"the count of own blocks is off counted={own} recorded={rebuilt.own_blocks}")

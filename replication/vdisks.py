@@ -69,10 +69,13 @@ class Handle:
 
 
 class Vdisks:
-    """One to a daemon; entered with ``async with``, which recovers what a dead daemon left, and rests all at its end."""
+    """One to a daemon. ``async with`` recovers what a dead daemon left, and puts all to rest at its end."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
+        self.heads: dict[int, Head] = {}
+        """Loaded heads."""
+        workspace.heads = self.heads
         self.heads_by_handle: dict[int, Head] = {}
         """For the channel's hot path."""
         self.handles: dict[int, Handle] = {}
@@ -193,7 +196,7 @@ class Vdisks:
             Corrupt, Unavailable: its log cannot be read.
         """
         while True:
-            head = self.workspace.heads.get(vdisk)
+            head = self.heads.get(vdisk)
             if head is not None:
                 return head
             loading = self._loading.get(vdisk)
@@ -224,16 +227,16 @@ class Vdisks:
         head.generation = self.lineage(vdisk, facts).generation(1 << 62)
         entries = self._journaled.pop(vdisk, None)
         if entries and await replay(head, state, entries):
-            self.workspace.heads[vdisk] = head
+            self.heads[vdisk] = head
             try:
                 await flush(head)
             except VdiskfsError as exc:
                 log.warning("replayed writes are not durable yet: %s vdisk=%d", exc, vdisk)
-        self.workspace.heads[vdisk] = head
+        self.heads[vdisk] = head
         return head
 
     def _groups(self, vdisk: int) -> GroupSet:
-        head = self.workspace.heads.get(vdisk)
+        head = self.heads.get(vdisk)
         if head is not None:
             return head.groups
         space = self.workspace
@@ -272,7 +275,7 @@ class Vdisks:
         while parent is not None:
             vdisk, version = parent
             parent_facts = await read_facts(self.workspace.catalog, vdisk)
-            if vdisk not in self.workspace.heads:
+            if vdisk not in self.heads:
                 await self.state(vdisk, parent_facts)
             generations.append(
                 Generation(self._groups(vdisk), version, parent_facts.absent, parent_facts.overlap)
@@ -308,12 +311,12 @@ class Vdisks:
                 await rest(self.workspace.catalog, vdisk, resting)
                 self._resting[vdisk] = resting
                 self._claimed.add(vdisk)
-        if not self.has_handles(VdiskId(vdisk)) and not head.is_dirty and not head.running:
-            if self.workspace.heads.get(vdisk) is head and head.room_lock.statistics().tasks_waiting == 0:
-                del self.workspace.heads[vdisk]
-                head.rows.clear()
-                head.groups.segments.clear()
-                self.workspace.pool.forget_open(vdisk)
+        unused = not self.has_handles(VdiskId(vdisk)) and not head.is_dirty and not head.running
+        if unused and self.heads.get(vdisk) is head and not head.room_lock.statistics().tasks_waiting:
+            del self.heads[vdisk]
+            head.rows.clear()
+            head.groups.segments.clear()
+            self.workspace.pool.forget_open(vdisk)
 
     async def rest_all(self) -> list[VdiskfsError]:
         """Puts every loaded vdisk to rest; returns what failed, logged."""
@@ -329,7 +332,7 @@ class Vdisks:
                     failures.append(exc)
 
         async with trio.open_nursery() as nursery:
-            for head in list(self.workspace.heads.values()):
+            for head in list(self.heads.values()):
                 nursery.start_soon(one, head)
         note_journal_need(self.workspace)
         return failures
@@ -338,7 +341,7 @@ class Vdisks:
         """The housekeeping task: commits what waits too long, rests what nobody uses."""
         while True:
             await trio.sleep(TICK_S)
-            for head in list(self.workspace.heads.values()):
+            for head in list(self.heads.values()):
                 try:
                     await self._tend(head)
                 except VdiskfsError as exc:
@@ -366,7 +369,7 @@ class Vdisks:
 
     def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None:
         """Size, space, time and version, if memory knows them."""
-        head = self.workspace.heads.get(vdisk)
+        head = self.heads.get(vdisk)
         if head is not None:
             return VdiskStat(head.size, head.own_blocks * BLOCK_BYTES, head.mtime_ns, head.log.version)
         resting = self._resting.get(vdisk)
@@ -391,7 +394,7 @@ class Vdisks:
 
     async def flush(self, vdisk: VdiskId) -> None:
         """Commits; durable when it returns."""
-        head = self.workspace.heads.get(vdisk)
+        head = self.heads.get(vdisk)
         if head is not None:
             await flush(head)
 
@@ -412,7 +415,7 @@ class Vdisks:
         if self.child_count(vdisk):
             await set_nameless(self.workspace.catalog, vdisk)
             return
-        head = self.workspace.heads.pop(vdisk, None)
+        head = self.heads.pop(vdisk, None)
         while head is not None and head.commit_done is not None:
             await head.commit_done.wait()
         parent = self._parents.get(vdisk)

@@ -1,8 +1,8 @@
 """What all vdisks of a node share: the pool, the index, the journal, the catalog, the caches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -12,9 +12,6 @@ from replication.caches import FifoCache
 from replication.journal import Journal
 from replication.pool_directory import DirectoryPool
 
-if TYPE_CHECKING:
-    from replication.head import Head
-
 ROWS_MAX = 24576
 """Decoded rows in memory, 2.2 KiB each: 54 MiB, the map of 24 GiB."""
 SEGMENTS_MAX = 24576
@@ -23,6 +20,17 @@ THREADS_MAX = 24
 """Pool and index calls that wait for a disk at once."""
 
 T = TypeVar("T")
+
+
+class Loaded(Protocol):
+    """What the journal's housekeeping asks of a head."""
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether anything acknowledged is not committed."""
+
+    def oldest_sequence(self) -> int:
+        """The journal's oldest entry that no finished commit of this vdisk holds."""
 
 
 @dataclass(slots=True)
@@ -36,8 +44,8 @@ class Workspace:
     node: str
     row_cache: FifoCache = field(default_factory=lambda: FifoCache(ROWS_MAX))
     segment_cache: FifoCache = field(default_factory=lambda: FifoCache(SEGMENTS_MAX))
-    heads: "dict[int, Head]" = field(default_factory=dict)
-    """Loaded heads by vdisk."""
+    heads: Mapping[int, Loaded] = field(default_factory=dict)
+    """Loaded heads by vdisk; ``Vdisks`` sets and owns it."""
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(THREADS_MAX))
 
     async def wait_for(self, function: Callable[[], T]) -> T:
