@@ -16,11 +16,21 @@ from typing import Any, Protocol
 from fusefs.mount_table import MOUNTINFO, parse_mountinfo
 from metadata.errors import Unavailable, VdiskfsError
 from tools.bench_interrupts import uninterrupted
-from tools.bench_processes import end_daemon, kill_process, run_command, start_daemon, wait_until
+from tools.bench_processes import (
+    end_daemon,
+    kill_process,
+    run_command,
+    start_daemon,
+    wait_until,
+)
 from tools.bench_rows import OURS, QCOW2, QEMU_RAW, RAW
 
 UNMOUNT_S_MAX = 120.0
 """``vdiskfs umount`` makes everything durable first: gigabytes, on somebody's slow disk."""
+
+
+LOG_LINES_SHOWN = 40
+"""Of the daemon's log, when a command failed: a traceback, and what led to it."""
 
 
 class Contender(Protocol):
@@ -160,12 +170,12 @@ class Vdiskfs:
     def mount(self) -> None:
         """Mount the pool; it was formatted before."""
         with uninterrupted():
-            run_vdiskfs("mount", str(self.pool), str(self.mountpoint), "--state", str(self.state))
+            self._run("mount", str(self.pool), str(self.mountpoint), "--state", str(self.state))
         self._pids = {int(self.status()["keeper_pid"])}
 
     def unmount(self) -> None:
         """Everything flushed, processes gone when it returns."""
-        run_vdiskfs("umount", str(self.mountpoint), allowed_s=UNMOUNT_S_MAX)
+        self._run("umount", str(self.mountpoint))
         self._pids = set()
 
     def status(self) -> dict[str, Any]:
@@ -211,9 +221,20 @@ class Vdiskfs:
         finally:
             self._pids = set()
 
+    def _run(self, *arguments: str) -> None:
+        """A command after whose failure the log matters: shown, as it goes away with the folder."""
+        try:
+            run_vdiskfs(*arguments, allowed_s=UNMOUNT_S_MAX)
+        except VdiskfsError:
+            log = self.state / "log"
+            if log.exists():
+                lines = log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+                print(f"the end of {log}:", *lines, sep="\n    ", file=sys.stderr)
+            raise
+
     def _end_by_force(self) -> None:
         try:
-            run_vdiskfs("umount", "--force", str(self.mountpoint), allowed_s=UNMOUNT_S_MAX)
+            self._run("umount", "--force", str(self.mountpoint))
         except VdiskfsError:
             for pid in sorted(self._pids):
                 kill_process(pid)

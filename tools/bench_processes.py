@@ -151,5 +151,6 @@ def _read_proc(pid: int, name: str) -> str:
 
 
 def _last_line(text: str) -> str:
+    """The last line with anything on it: where programs say why they failed."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
