@@ -1,0 +1,515 @@
+"""What pyfuse3 asks of the filesystem: names, attributes, opening, listing. Translates, and decides nothing.
+
+Reading, writing and syncing never come here (fusefs/channel.py answers them). A handler looks into the mirror
+of the namespace, commits a plan, or asks the vdisks, and turns the outcome into the kernel's words.
+
+**Numbers outlive the daemon.** An inode's number is its id in the catalog, a directory's handle is its id,
+and a vdisk's handle carries its id, so a successor understands what the kernel kept from its predecessor.
+
+**Requests that come twice.** The kernel sends what a dead daemon left unanswered again, done or not. The
+channel puts a request's number into its ``pid``, with ``RESENT`` added the second time; then "already so" is
+success. Renames that exchange could be done twice, so each leaves its number in the catalog.
+
+**Nameless inodes.** An unlinked inode becomes an orphan, and goes for good when the kernel forgets it, which
+is after the last file is closed, and which a successor hears too. What nobody can have open any more, because
+the mount is gone, is dropped by ``drop_orphans``.
+
+**Sizes.** With its write-back cache the kernel believes its own size of a file for as long as it knows the
+inode, so no entry may show a wrong size. A vdisk that cannot be read is shown as an inode of another
+generation, which the kernel drops when the vdisk can be read again; so it can be looked up, and deleted.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+
+from fusefs.namespace_store import NamespaceStore, Plan
+from metadata.catalog import Change, exchange_key
+from metadata.errors import Exists, InvalidRequest, NotFound, VdiskfsError
+from metadata.ids import VdiskId
+from metadata.namespace import Inode, Kind, Namespace
+from metadata.namespace_plans import (
+    RENAME_EXCHANGE,
+    Attributes,
+    Birth,
+    Deed,
+    Entry,
+    check_name_length,
+    plan_create,
+    plan_forget,
+    plan_mkdir,
+    plan_removexattr,
+    plan_rename,
+    plan_rmdir,
+    plan_setattr,
+    plan_setxattr,
+    plan_symlink,
+    plan_unlink,
+)
+from metadata.units import BLOCK_BYTES, NAME_BYTES_MAX
+from replication.vdisks import HANDLE_SHIFT, VdiskStat
+
+RESENT = 1 << 30
+"""In a request's pid: it may have been carried out by a daemon that is dead."""
+NUMBER_MASK = RESENT - 1
+"""In a request's pid: a number that no other request of the last billion has."""
+
+ATTR_TIMEOUT_S = 1.0
+ENTRY_TIMEOUT_S = 300.0
+SELF_POSITION, PARENT_POSITION = 1, 2
+"""Of ``.`` and ``..`` in a listing; every other entry's is its inode number, which is higher."""
+LISTED_AT_ONCE = 64
+DIRECTORY_BYTES = 4096
+SECTOR_BYTES = 512
+FREE_INODES = 1 << 32
+"""What statfs says: there is no limit but the pool's space."""
+_DAMAGED_GENERATION = 1
+
+_FORMATS = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
+
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_Handler = Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _T]]
+ReaddirReply = Callable[[pyfuse3.ReaddirToken, bytes, pyfuse3.EntryAttributes, int], bool]
+
+
+class ServedVdisks(Protocol):
+    """What is asked of the vdisks (``replication.vdisks``, and a double in the tests)."""
+
+    async def open(self, vdisk: VdiskId) -> int: ...
+    def close(self, number: int) -> None: ...
+    def has_handles(self, vdisk: VdiskId) -> bool: ...
+    def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None: ...
+    async def stat(self, vdisk: VdiskId) -> VdiskStat: ...
+    async def truncate(self, vdisk: VdiskId, size: int) -> None: ...
+    async def flush(self, vdisk: VdiskId) -> None: ...
+    async def forget(self, vdisk: VdiskId) -> None: ...
+    async def statfs(self) -> os.statvfs_result: ...
+
+
+def _answering(handler: _Handler[_P, _T]) -> _Handler[_P, _T]:
+    """Turn our errors into the kernel's, and anything unexpected into a logged EIO; Cancelled passes."""
+
+    @functools.wraps(handler)
+    async def answer(self: "Operations", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except VdiskfsError as exc:
+            if exc.number in (errno.EIO, errno.ENOSPC, errno.EROFS):  # the others are the caller's own
+                _log.warning("%s failed: %s", handler.__name__, exc)
+            raise pyfuse3.FUSEError(exc.number) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            _log.exception("unexpected error in %s", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return answer
+
+
+def _is_resent(ctx: pyfuse3.RequestContext) -> bool:
+    return bool(ctx.pid & RESENT)
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount. Built once by the daemon, used by pyfuse3's tasks, many at a time."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = True
+
+    def __init__(
+        self,
+        store: NamespaceStore,
+        vdisks: ServedVdisks,
+        *,
+        node: str,
+        clock_ns: Callable[[], int] = time.time_ns,
+        readdir_reply: ReaddirReply = pyfuse3.readdir_reply,
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._namespace: Namespace = store.namespace
+        self._vdisks = vdisks
+        self._node = node
+        self._clock_ns = clock_ns
+        self._readdir_reply = readdir_reply
+        self._dropping: set[int] = set()
+
+    async def drop_orphans(self) -> None:
+        """Drop every nameless inode of this node. Only while nothing is open: before the kernel's first
+        request on a new mount, or after the last one."""
+        for inode in self._namespace.orphans(self._node):
+            await self._drop(inode)
+
+    # Names and attributes.
+
+    @_answering
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        check_name_length(name)
+        if name == b".":
+            return await self._entry(parent_inode)
+        if name == b"..":
+            return await self._entry(self._namespace.parent(parent_inode))
+        return await self._entry(self._namespace.lookup(parent_inode, name))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel knows these inodes no more. How often it looked them up is of no interest: it says so
+        once it has dropped an inode, and one without a name cannot be looked up again.
+
+        A late word about an inode that was dropped and looked up before may come while it is open.
+        """
+        for inode, _ in inode_list:
+            mine = self._namespace.orphan_node(inode) == self._node
+            if mine and not self._vdisks.has_handles(VdiskId(inode)):
+                await self._drop(inode)
+
+    @_answering
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return await self._attributes(inode)
+
+    @_answering
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        now_ns = self._clock_ns()
+        drop_privileges = False
+        if fields.update_size:
+            drop_privileges = await self._truncate(inode, attr.st_size, ctx)
+        wanted = Attributes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else now_ns if fields.update_size else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            drop_privileges=drop_privileges,
+        )
+        lasting = (wanted.mode, wanted.uid, wanted.gid, wanted.atime_ns)
+        is_vdisk = self._namespace.inode(inode).kind is Kind.FILE
+        if is_vdisk and lasting == (None, None, None, None) and not drop_privileges:
+            # The kernel tells the times of what it has written at every fsync: too often for the catalog.
+            ctime_ns = now_ns if wanted.ctime_ns is None else wanted.ctime_ns
+            self._store.note_times(inode, mtime_ns=wanted.mtime_ns, ctime_ns=ctime_ns, now_ns=now_ns)
+        else:
+            await self._store.commit(lambda ns: plan_setattr(ns, inode, wanted=wanted, now_ns=now_ns))
+        return await self._attributes(inode)
+
+    @_answering
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        found = self._namespace.inode(inode)
+        if found.kind is not Kind.SYMLINK:
+            raise InvalidRequest(f"it is no symbolic link inode={inode}")
+        return found.target
+
+    @_answering
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # the kernel has checked: default_permissions
+
+    @_answering
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        pool = await self._vdisks.statfs()
+        shown = pyfuse3.StatvfsData()
+        shown.f_bsize, shown.f_frsize = BLOCK_BYTES, pool.f_frsize
+        shown.f_blocks, shown.f_bfree, shown.f_bavail = pool.f_blocks, pool.f_bfree, pool.f_bavail
+        shown.f_files = self._namespace.inode_count() + FREE_INODES
+        shown.f_ffree = shown.f_favail = FREE_INODES
+        shown.f_namemax = NAME_BYTES_MAX
+        return shown
+
+    # Making and taking away.
+
+    @_answering
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            raise InvalidRequest("only vdisks, directories and links live here", number=errno.EPERM)
+        return await self._entry(await self._make(plan_create, Entry(parent_inode, name), mode=mode, ctx=ctx))
+
+    @_answering
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return await self._entry(await self._make(plan_mkdir, Entry(parent_inode, name), mode=mode, ctx=ctx))
+
+    @_answering
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        plan = functools.partial(plan_symlink, target=target)
+        return await self._entry(await self._make(plan, Entry(parent_inode, name), mode=0o777, ctx=ctx))
+
+    @_answering
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        entry = Entry(parent_inode, name)
+        try:
+            inode = await self._make(plan_create, entry, mode=mode, ctx=ctx)
+        except Exists:  # made by another node since the kernel looked
+            inode = self._namespace.lookup(parent_inode, name)
+            if flags & os.O_EXCL or self._namespace.inode(inode).kind is not Kind.FILE:
+                raise
+        number = await self._open(inode, flags, ctx)
+        try:
+            return pyfuse3.FileInfo(fh=number, keep_cache=True), await self._attributes(inode)
+        except BaseException:
+            self._vdisks.close(number)
+            raise
+
+    @_answering
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        entry, deed = Entry(parent_inode, name), self._deed(ctx)
+        await self._take_away(lambda ns: plan_unlink(ns, entry, deed=deed), ctx)
+
+    @_answering
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        entry, deed = Entry(parent_inode, name), self._deed(ctx)
+        await self._take_away(lambda ns: plan_rmdir(ns, entry, deed=deed), ctx)
+
+    @_answering
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        source, target = Entry(parent_inode_old, name_old), Entry(parent_inode_new, name_new)
+        deed, resent = self._deed(ctx), _is_resent(ctx)
+
+        def plan(namespace: Namespace) -> Change:
+            if resent and flags == RENAME_EXCHANGE:
+                if namespace.number(exchange_key(deed.node))[0] == deed.number:
+                    return Change()
+            elif resent and _is_moved(namespace, source, target):
+                return Change()
+            return plan_rename(namespace, source, target=target, flags=flags, deed=deed)
+
+        await self._store.commit(plan)
+
+    @_answering
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise InvalidRequest("there are no hard links here", number=errno.EPERM)
+
+    # Files.
+
+    @_answering
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=await self._open(inode, flags, ctx), keep_cache=True)
+
+    @_answering
+    async def flush(self, fh: int) -> None:
+        vdisk = _vdisk_of(fh)
+        if not self._namespace.is_orphan(vdisk):  # nobody will ever open that one again
+            await self._vdisks.flush(vdisk)
+
+    @_answering
+    async def release(self, fh: int) -> None:
+        self._vdisks.close(fh)
+
+    # Directories.
+
+    @_answering
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        if self._namespace.inode(inode).kind is not Kind.DIRECTORY:
+            raise InvalidRequest(f"it is no directory inode={inode}", number=errno.ENOTDIR)
+        return inode
+
+    @_answering
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        namespace, reply = self._namespace, self._readdir_reply
+        dots = ((SELF_POSITION, b".", fh), (PARENT_POSITION, b"..", namespace.parent(fh)))
+        for position, name, inode in dots:
+            if position > start_id and not reply(token, name, await self._entry(inode), position):
+                return
+        position = max(start_id, PARENT_POSITION)
+        while children := namespace.children_after(fh, position=position, count=LISTED_AT_ONCE):
+            for _, child in children:
+                try:
+                    shown = await self._entry(child)
+                except NotFound:
+                    continue
+                place = namespace.place(child)  # looked up again: there may have been a wait
+                if place is None or place.parent != fh:
+                    continue
+                if not reply(token, place.name, shown, child):
+                    return
+            position = children[-1][1]
+
+    @_answering
+    async def releasedir(self, fh: int) -> None:
+        return
+
+    @_answering
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        return  # every change of names is durable when it is answered
+
+    # Extended attributes.
+
+    @_answering
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        for known, value in self._namespace.inode(inode).xattrs:
+            if known == name:
+                return value
+        raise NotFound(f"no such attribute xattr={name!r} inode={inode}", number=errno.ENODATA)
+
+    @_answering
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return [name for name, _ in self._namespace.inode(inode).xattrs]
+
+    @_answering
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        now_ns = self._clock_ns()
+        await self._store.commit(lambda ns: plan_setxattr(ns, inode, name=name, value=value, now_ns=now_ns))
+
+    @_answering
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        now_ns = self._clock_ns()
+        await self._take_away(lambda ns: plan_removexattr(ns, inode, name=name, now_ns=now_ns), ctx)
+
+    # What the handlers share.
+
+    def _deed(self, ctx: pyfuse3.RequestContext) -> Deed:
+        return Deed(self._node, self._clock_ns(), ctx.pid & NUMBER_MASK)
+
+    async def _make(
+        self, plan: Callable[..., Change], entry: Entry, *, mode: int, ctx: pyfuse3.RequestContext
+    ) -> int:
+        """Add an inode by ``plan_create`` or one like it; returns it, or the one made the first time."""
+        birth = Birth(await self._store.new_inode(), mode, ctx.uid, ctx.gid, self._clock_ns())
+        try:
+            await self._store.commit(lambda ns: plan(ns, entry, birth=birth))
+        except Exists:
+            if not _is_resent(ctx):
+                raise
+            return self._namespace.lookup(entry.parent, entry.name)
+        return birth.inode
+
+    async def _take_away(self, plan: Plan, ctx: pyfuse3.RequestContext) -> None:
+        """Commit a removal; what is gone already was removed the first time."""
+        try:
+            await self._store.commit(plan)
+        except NotFound:
+            if not _is_resent(ctx):
+                raise
+
+    async def _open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> int:
+        kind = self._namespace.inode(inode).kind
+        if kind is not Kind.FILE:
+            number = errno.EISDIR if kind is Kind.DIRECTORY else errno.ELOOP
+            raise InvalidRequest(f"it is no vdisk inode={inode}", number=number)
+        handle = await self._vdisks.open(VdiskId(inode))
+        if not flags & os.O_TRUNC:
+            return handle
+        try:
+            drop_privileges = await self._truncate(inode, 0, ctx)
+            now_ns = self._clock_ns()
+            self._store.note_times(inode, mtime_ns=now_ns, ctime_ns=now_ns, now_ns=now_ns)
+            if drop_privileges:
+                wanted = Attributes(drop_privileges=True)
+                await self._store.commit(lambda ns: plan_setattr(ns, inode, wanted=wanted, now_ns=now_ns))
+        except BaseException:
+            self._vdisks.close(handle)
+            raise
+        return handle
+
+    async def _truncate(self, inode: int, size: int, ctx: pyfuse3.RequestContext) -> bool:
+        """Set a vdisk's size; returns whether its set-id bits must go, which the kernel leaves to us."""
+        found = self._namespace.inode(inode)
+        if found.kind is not Kind.FILE:
+            number = errno.EISDIR if found.kind is Kind.DIRECTORY else errno.EINVAL
+            raise InvalidRequest(f"it is no vdisk inode={inode}", number=number)
+        await self._vdisks.truncate(VdiskId(inode), size)
+        return ctx.uid != 0 and bool(found.mode & (stat.S_ISUID | stat.S_ISGID))
+
+    async def _drop(self, inode: int) -> None:
+        """Drop an orphan, its data first; what fails is tried again when the mount is made anew."""
+        if inode in self._dropping:
+            return
+        self._dropping.add(inode)
+        try:
+            if self._namespace.inode(inode).kind is Kind.FILE:
+                await self._vdisks.forget(VdiskId(inode))
+            await self._store.commit(lambda ns: plan_forget(ns, inode))
+        except NotFound:
+            pass
+        except VdiskfsError as exc:
+            _log.warning("a deleted vdisk's space is not free yet: %s inode=%d", exc, inode)
+        except Exception:  # pyfuse3 must not see any
+            _log.exception("unexpected error while a deleted inode was dropped inode=%d", inode)
+        finally:
+            self._dropping.discard(inode)
+
+    async def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
+        """An inode's attributes for a directory entry: there are some even when the vdisk cannot be read."""
+        try:
+            return await self._attributes(inode)
+        except NotFound:
+            raise
+        except VdiskfsError as exc:
+            _log.warning("a vdisk's size is unknown: %s inode=%d", exc, inode)
+        shown = _translate(inode, self._namespace.inode(inode), self._namespace.link_count(inode))
+        shown.generation = _DAMAGED_GENERATION
+        shown.attr_timeout = shown.entry_timeout = 0
+        return shown
+
+    async def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        facts: VdiskStat | None = None
+        if self._namespace.inode(inode).kind is Kind.FILE:
+            vdisk = VdiskId(inode)
+            facts = self._vdisks.stat_nowait(vdisk) or await self._vdisks.stat(vdisk)
+        shown = _translate(inode, self._namespace.inode(inode), self._namespace.link_count(inode))
+        if facts is not None:
+            shown.st_size = facts.size
+            shown.st_blocks = facts.allocated_bytes // SECTOR_BYTES
+            if facts.mtime_ns > self._namespace.inode(inode).mtime_set_ns:
+                shown.st_mtime_ns = facts.mtime_ns
+                shown.st_ctime_ns = max(shown.st_ctime_ns, facts.mtime_ns)
+        return shown
+
+
+def _is_moved(namespace: Namespace, source: Entry, target: Entry) -> bool:
+    gone = namespace.find(source.parent, source.name) is None
+    return gone and namespace.find(target.parent, target.name) is not None
+
+
+def _vdisk_of(fh: int) -> VdiskId:
+    return VdiskId(fh & ((1 << HANDLE_SHIFT) - 1))
+
+
+def _translate(number: int, inode: Inode, links: int) -> pyfuse3.EntryAttributes:
+    """All attributes that the namespace knows."""
+    shown = pyfuse3.EntryAttributes()
+    shown.st_ino = number
+    shown.attr_timeout = ATTR_TIMEOUT_S
+    shown.entry_timeout = ENTRY_TIMEOUT_S
+    shown.st_mode = _FORMATS[inode.kind] | inode.mode
+    shown.st_nlink = links
+    shown.st_uid, shown.st_gid = inode.uid, inode.gid
+    shown.st_blksize = BLOCK_BYTES
+    shown.st_atime_ns, shown.st_mtime_ns, shown.st_ctime_ns = inode.atime_ns, inode.mtime_ns, inode.ctime_ns
+    if inode.kind is Kind.DIRECTORY:
+        shown.st_size = DIRECTORY_BYTES
+    elif inode.kind is Kind.SYMLINK:
+        shown.st_size = len(inode.target)
+    return shown
