@@ -25,12 +25,16 @@ from metadata.rows import encode_row, uniform_row
 from replication.head import Head
 from replication.log import Commit
 from replication.ownership import claim
-from replication.workspace import Workspace
+from replication.workspace import Loaded, Workspace
 
 log = logging.getLogger(__name__)
 
 _ROOM_TRIES = 100
 """Somebody else may take the room just made; so often in a row means a bug."""
+
+
+PENDING_BYTES_MAX = 1 << 30
+"""Unflushed bytes of one vdisk after which a write waits for a commit: before the kernel makes us wait."""
 
 
 @dataclass(slots=True)
@@ -48,7 +52,7 @@ async def flush(head: Head) -> None:
         NoSpace, Unavailable, Corrupt: it is not; what was pending is kept and tried again by the next flush.
     """
     target = head.change_no
-    while head.committed_no < target:
+    while not head.gone and head.committed_no < target:
         if head.commit_done is not None:
             errors = head.error_no
             await head.commit_done.wait()
@@ -146,6 +150,7 @@ def _write(head: Head, prepared: _Prepared) -> VdiskfsError | None:
 def _finish(head: Head, prepared: _Prepared, index_error: VdiskfsError | None) -> None:
     head.log.finish_commit(prepared.commit)
     head.committed_no = prepared.change_no
+    head.journal_forfeited = False
     head.committing_sequence = 0
     if index_error is not None:
         log.error("the index lags behind: %s vdisk=%d", index_error, head.vdisk)
@@ -178,6 +183,8 @@ async def ready_to_append(head: Head, block_count: int) -> None:
     """
     for _ in range(_ROOM_TRIES):
         await relieve_journal(head.workspace, 2 * block_count + 2)
+        if head.log.pending.data_bytes() > PENDING_BYTES_MAX:
+            await flush(head)
         if head.running and not head.log.broken and head.log.fits(block_count):
             return
         async with head.room_lock:
@@ -220,21 +227,29 @@ async def _rescue(head: Head) -> None:
 
 
 async def relieve_journal(workspace: Workspace, entries: int) -> None:
-    """Commits vdisks, those with the oldest entries first, until the journal has room.
-
-    Raises:
-        NoSpace, Unavailable: a vdisk that holds the journal up cannot be committed.
-    """
+    """Commits vdisks, those with the oldest entries first, until the journal has room."""
     while workspace.journal.room() < entries:
-        changing = [head for head in workspace.heads.values() if head.is_dirty]
+        changing = _journal_users(workspace)
         oldest = min(changing, key=lambda head: head.oldest_sequence(), default=None)
         if oldest is not None and workspace.journal.sequence - oldest.oldest_sequence() > entries:
-            await flush(cast(Head, oldest))
+            await _relieve_of(cast(Head, oldest))
         note_journal_need(workspace)
         await trio.lowlevel.checkpoint()
 
 
+def _journal_users(workspace: Workspace) -> list[Loaded]:
+    heads = workspace.heads.values()
+    return [head for head in heads if head.is_dirty and not head.journal_forfeited]
+
+
+async def _relieve_of(head: Head) -> None:
+    try:
+        await flush(head)
+    except VdiskfsError:  # counted and logged; one failing vdisk must not stop the others
+        head.journal_forfeited = True
+
+
 def note_journal_need(workspace: Workspace) -> None:
     """Tells the journal which entries are still needed."""
-    sequences = [head.oldest_sequence() for head in workspace.heads.values() if head.is_dirty]
+    sequences = [head.oldest_sequence() for head in _journal_users(workspace)]
     workspace.journal.keep_from(min(sequences, default=workspace.journal.sequence))

@@ -31,8 +31,8 @@ from replication.groups import GroupSet, block_checksums
 from replication.log import OwnerLog
 from replication.workspace import Workspace
 
-DIRTY_ROWS_MAX = 16384
-"""34 MiB; beyond it the slow way commits first."""
+DIRTY_ROWS_MAX = 8192
+"""18 MiB; beyond it the slow way commits first. A commit on its way may hold as many again."""
 REQUEST_BYTES_MAX = 1 << 20
 """The largest read or write the kernel sends (fusefs/fuse_abi.py asks for 256 pages)."""
 
@@ -79,6 +79,10 @@ class Head:
         self.committing_sequence = 0
         """The journal's oldest entry that the commit on its way holds; 0: none."""
         self.last_error: VdiskfsError | None = None
+        self.gone = False
+        """Deleted: there is nothing left to make durable."""
+        self.journal_forfeited = False
+        """It could not be committed when the journal needed room: others' entries may overwrite its own."""
         self.error_no = 0
         """Counts failures that each open handle must hear of."""
 

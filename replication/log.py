@@ -205,9 +205,18 @@ class OwnerLog:
         if self.file is None:
             file, tail = self._reopen_group()
         if file is None or tail + block_count > GROUP_BLOCKS:
-            file, tail = self._create_next_group(), 0
+            return self._next_room(block_count)
         file.ensure_open()
         return self._grow(file, tail, block_count)
+
+    def _next_room(self, block_count: int) -> "Room":
+        file = self._create_next_group()
+        try:
+            return self._grow(file, 0, block_count)
+        except VdiskfsError:
+            file.close()
+            self.pool.remove_group(file.vdisk, file.group)
+            raise
 
     def _grow(self, file: GroupFile, tail: int, block_count: int) -> "Room":
         step = self.step
@@ -322,7 +331,7 @@ class OwnerLog:
 
     def _rewrite(self, room: "Room", data: memoryview, count: int) -> "Room":
         if room.tail + count > GROUP_BLOCKS:
-            room = self._grow(self._create_next_group(), 0, count)
+            room = self._next_room(count)
         elif room.tail + count > room.limit:
             room = self._grow(room.file, room.tail, count)
         room.file.write(data, room.tail)

@@ -106,10 +106,8 @@ class Vdisks:
             try:
                 await self.head(VdiskId(vdisk))
             except VdiskfsError as exc:
-                log.warning("unflushed writes wait until the vdisk can be read: %s vdisk=%d", exc, vdisk)
-        self._journaled = {v: entries for v, entries in self._journaled.items() if v in known}
-        if not self._journaled:
-            note_journal_need(self.workspace)
+                log.error("unflushed writes are lost, the vdisk cannot be read: %s vdisk=%d", exc, vdisk)
+        note_journal_need(self.workspace)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -346,8 +344,7 @@ class Vdisks:
                     await self._tend(head)
                 except VdiskfsError as exc:
                     log.warning("housekeeping: %s vdisk=%d", exc, head.vdisk)
-            if not self._journaled:
-                note_journal_need(self.workspace)
+            note_journal_need(self.workspace)
 
     async def _tend(self, head: Head) -> None:
         vdisk = VdiskId(head.vdisk)
@@ -416,6 +413,8 @@ class Vdisks:
             await set_nameless(self.workspace.catalog, vdisk)
             return
         head = self.heads.pop(vdisk, None)
+        if head is not None:
+            head.gone = True
         while head is not None and head.commit_done is not None:
             await head.commit_done.wait()
         parent = self._parents.get(vdisk)

@@ -12,10 +12,10 @@ from replication.caches import FifoCache
 from replication.journal import Journal
 from replication.pool_directory import DirectoryPool
 
-ROWS_MAX = 24576
-"""Decoded rows in memory, 2.2 KiB each: 54 MiB, the map of 24 GiB."""
-SEGMENTS_MAX = 24576
-"""Checksum segments in memory, 1.1 KiB each: 27 MiB, those of 24 GiB."""
+ROWS_MAX = 16384
+"""Decoded rows in memory, 2.2 KiB each: 36 MiB, the map of 16 GiB."""
+SEGMENTS_MAX = 16384
+"""Checksum segments in memory, 1.1 KiB each: 18 MiB, those of 16 GiB."""
 THREADS_MAX = 24
 """Pool and index calls that wait for a disk at once."""
 
@@ -28,6 +28,10 @@ class Loaded(Protocol):
     @property
     def is_dirty(self) -> bool:
         """Whether anything acknowledged is not committed."""
+
+    @property
+    def journal_forfeited(self) -> bool:
+        """Its entries may be overwritten."""
 
     def oldest_sequence(self) -> int:
         """The journal's oldest entry that no finished commit of this vdisk holds."""
