@@ -1,6 +1,7 @@
 """Asking a daemon over its control socket, without an event loop (``fusefs.control`` has the protocol)."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -74,7 +75,7 @@ def _connect(path: str) -> socket.socket:
         except PermissionError as problem:
             connection.close()
             raise Unavailable(
-                f"only the user who mounted it, or root, may ask this: uid={os.geteuid()}"
+                f"only the user who mounted it, or root, may ask this: uid={os.geteuid()}", number=errno.EPERM
             ) from problem
         except OSError as problem:
             connection.close()

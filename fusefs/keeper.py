@@ -153,6 +153,8 @@ class Keeper:
         )
         self._state = State.STARTING
         self._reason = None
+        if self._settings.ready_fd != NO_FD:
+            state_directory.put_log_aside(record.state)
         try:
             self._daemon = DaemonProcess(self._settings.daemon, told, keep_fds=[self._lock_fd])
         except VdiskfsError as problem:

@@ -62,9 +62,11 @@ def _started_ticks(pid: int) -> int | None:
 def wait_gone(processes: Iterable[ProcessId], *, until: float) -> bool:
     """Wait until all have ended, or until the monotonic time ``until``; whether they have."""
     for process in processes:
+        if not process.is_alive():
+            continue
         try:
             pidfd = os.pidfd_open(process.pid)
-        except (ProcessLookupError, ValueError):
+        except ProcessLookupError:
             continue
         try:
             poller = select.poll()
@@ -81,7 +83,9 @@ def wait_gone(processes: Iterable[ProcessId], *, until: float) -> bool:
 
 def kill(process: ProcessId) -> None:
     """End a process at once, if it is still the one meant."""
-    with contextlib.suppress(OSError, ValueError):
+    if not process.is_alive():
+        return
+    with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(process.pid)
         try:
             if process.is_alive():

@@ -10,6 +10,7 @@ host's name, the mountpoint's last name, and a hash of the pool's id and the who
 ``host-vdisks-5f3a9c01``.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -22,8 +23,9 @@ ROOT_FOLDER = "/var/lib/vdiskfs"
 NODE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """A node's name is a folder's name and part of catalog keys."""
 LOG_BYTES_MAX = 8 << 20
-"""At a mount, a longer log is put aside as log.1."""
+"""A longer log is put aside as log.1 at the next start of a daemon."""
 WHO_BYTES_MAX = 4096
+_STDOUT, _STDERR = 1, 2
 
 
 def check_node(node: str) -> str:
@@ -97,8 +99,18 @@ def log_path(state: str) -> str:
     return f"{state}/log"
 
 
+def put_log_aside(state: str) -> None:
+    """Begin a new log if this process's is too long; for those that go on after the mount."""
+    if os.fstat(_STDERR).st_size > LOG_BYTES_MAX:
+        with contextlib.suppress(Unavailable):  # then the long one goes on
+            log_fd = open_log(state)
+            for standard_fd in (_STDOUT, _STDERR):
+                os.dup2(log_fd, standard_fd)
+            os.close(log_fd)
+
+
 def open_log(state: str) -> int:
-    """The log, open for appending; the caller closes it.
+    """The log, open for appending and not too long; the caller closes it.
 
     Raises:
         Unavailable: it cannot be written.

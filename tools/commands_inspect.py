@@ -63,20 +63,8 @@ def info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(facts)
     else:
-        print_facts({key: _readable(key, value) for key, value in facts.items()})
+        print_facts(facts)
     return 0
-
-
-def _readable(key: str, value: object) -> str:
-    if value is None:
-        return "-"
-    if key.endswith("_ns") and isinstance(value, int):
-        return format_time(value)
-    if (key == "size" or key.endswith("_bytes")) and isinstance(value, int):
-        return f"{format_size(value)} ({value} bytes)" if value >= 1024 else format_size(value)
-    if isinstance(value, list):
-        return ", ".join(str(part) for part in value) or "-"
-    return str(value)
 
 
 def usage(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The verbs about whole mounts: format, mount, umount, status."""
 
 import argparse
+import errno
 import os
 import sys
 from dataclasses import asdict
@@ -10,8 +11,7 @@ from fusefs.mount_table import MountEntry
 from fusefs.settings import KeeperSettings
 from metadata.errors import ReadOnly, VdiskfsError
 from tools.paths import locate
-from tools.render import ProgressLine, print_facts, print_json, print_table
-from tools.sizes import format_size
+from tools.render import ProgressLine, print_facts, print_json, print_table, readable
 
 STATUS_TIMEOUT_S = 5.0
 
@@ -74,7 +74,7 @@ def status(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(facts)
         else:
-            print_facts({key: _readable(key, value) for key, value in facts.items()})
+            print_facts(facts)
         return 0
     mounts = [_facts(entry) for entry in mount_table.read_mounts() if entry.is_vdiskfs]
     if arguments.json:
@@ -83,7 +83,7 @@ def status(arguments: argparse.Namespace) -> int:
         columns = ("mountpoint", "pool", "node", "service", "pid", "restarts")
         print_table(
             [name.upper() for name in columns],
-            [[_readable(name, facts.get(name)) for name in columns] for facts in mounts],
+            [[readable(name, facts.get(name)) for name in columns] for facts in mounts],
             left=4,
         )
     else:
@@ -93,7 +93,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 def _facts(entry: MountEntry) -> dict[str, object]:
     """What mount table, registry and daemon know about a mount."""
-    facts: dict[str, object] = {"mountpoint": entry.mountpoint, "pool": entry.source, "service": "dead"}
+    facts: dict[str, object] = {"mountpoint": entry.mountpoint, "pool": entry.source, "service": "unknown"}
     record = launch.find_record(entry)
     if record is None:
         return facts
@@ -101,23 +101,14 @@ def _facts(entry: MountEntry) -> dict[str, object]:
     for private in ("keeper_started", "pid_started", "ended", "serving"):
         del facts[private]
     if not record.is_alive():
-        return facts
+        return facts | {"service": "dead"}
     facts["service"] = "serving" if record.serving else "starting"
     try:
         answer = control_client.call(record.control, "status", {}, timeout_s=STATUS_TIMEOUT_S)
         facts |= {key: value for key, value in dict(answer).items() if key not in ("pid", "keeper_pid")}
     except VdiskfsError as problem:
-        facts["service"] = "not answering"
+        if problem.number != errno.EPERM:
+            facts["service"] = "not answering"
         facts["problem"] = str(problem)
     facts.setdefault("requests_to_owners", 0)  # one node asks nobody
     return facts
-
-
-def _readable(key: str, value: object) -> str:
-    if value is None:
-        return "-"
-    if key.endswith("bytes") and isinstance(value, int):
-        return format_size(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={_readable(name, inner)}" for name, inner in value.items())
-    return str(value)

@@ -1,7 +1,7 @@
 """Disk images in and out: raw ones by sparse copy, all other formats through qemu-img.
 
 Both ways write to a temporary name beside the target, make it durable and then rename it, never replacing
-anything, so a failure or an interruption leaves nothing behind.
+anything, so a failure or an interruption leaves nothing behind (a kill: one file ``.vdiskfs-*.part``).
 
 What an image claims to be is not trusted blindly: an image that names a backing or data file would pull other
 files of this machine into the vdisk, so it is only read when its format was given on the command line.
@@ -243,7 +243,9 @@ def _growing_into_place(target: str) -> Iterator[str]:
         yield temporary
         _sync(temporary)
         _rename_new(temporary, target)
-    except BaseException:
+    except BaseException as problem:
+        if isinstance(problem, OSError) and not problem.filename:
+            problem.filename = target
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise

@@ -31,7 +31,12 @@ class Located:
             Unavailable: its keeper and its daemon are dead.
         """
         mountpoint = self.entry.mountpoint
-        if self.record is None or not self.record.is_alive():
+        if self.record is None:
+            raise Unavailable(
+                f"nothing is registered about the mount on {mountpoint}: "
+                f"only root and the user who mounted it may ask uid={self.entry.owner_uid}"
+            )
+        if not self.record.is_alive():
             raise Unavailable(
                 f"the mount on {mountpoint} has lost its daemon: mount it again with "
                 f"'vdiskfs mount {self.entry.source} {mountpoint}'"

@@ -38,11 +38,33 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
         sys.stdout.write("  ".join(padded).rstrip() + "\n")
 
 
-def print_facts(facts: Mapping[str, str]) -> None:
-    """Names and values, one pair a line, the values under each other."""
-    width = max((len(name) for name in facts), default=0)
-    for name, value in facts.items():
-        sys.stdout.write(f"{name.ljust(width)}  {printable(value)}\n")
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Names and values, one pair a line, the values under each other, units as people write them."""
+    named = [(_label(key), readable(key, value)) for key, value in facts.items()]
+    width = max((len(label) for label, _ in named), default=0)
+    for label, value in named:
+        sys.stdout.write(f"{label.ljust(width)}  {printable(value)}\n")
+
+
+def _label(key: str) -> str:
+    for unit in ("_ns", "_bytes"):
+        key = key.removesuffix(unit)
+    return key.replace("_", " ")
+
+
+def readable(key: str, value: object) -> str:
+    """A JSON value as text; the unit is the end of its key."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={readable(name, inner)}" for name, inner in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(readable(key, inner) for inner in value) or "-"
+    if key.endswith("_ns") and isinstance(value, int):
+        return format_time(value)
+    if (key == "size" or key.endswith("_bytes")) and isinstance(value, int):
+        return f"{format_size(value)} ({value} bytes)" if value >= 1024 else format_size(value)
+    return str(value)
 
 
 def format_time(time_ns: int | None) -> str:

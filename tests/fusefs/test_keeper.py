@@ -1,5 +1,6 @@
 """The keeper: what becomes of a mount whose daemons die, do not start, or end."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from fusefs import ending, handover, keeper, launch, processes
+from fusefs import ending, handover, keeper, launch, processes, state_directory
 from fusefs.handover import Report
 from fusefs.settings import NodeSettings
 from metadata.errors import Exists, InvalidRequest, Unavailable
@@ -54,6 +55,28 @@ def test_a_daemon_that_dies_again_and_again_keeps_its_mount(fake_mount: FakeMoun
     assert record.restarts == 4
     assert "exit status 4" in str(record.last_error)
     fake_mount.end()
+
+
+def test_a_mount_whose_daemons_keep_dying_can_be_unmounted(fake_mount: FakeMount) -> None:
+    fake_mount.launch("dies-1000")
+    record = fake_mount.record()
+    fake_mount.kill(record.daemon)
+    with contextlib.suppress(Unavailable):  # which says so if one was just dying
+        fake_mount.end()
+    assert fake_mount.entry() is None
+    assert not record.keeper.is_alive()
+    assert not fake_mount.is_registered()
+
+
+def test_a_keeper_that_goes_on_for_long_begins_a_new_log(fake_mount: FakeMount) -> None:
+    fake_mount.launch()
+    log = fake_mount.state / "log"
+    with log.open("r+b") as file:
+        file.truncate(state_directory.LOG_BYTES_MAX + 1)
+    fake_mount.kill(fake_mount.record().daemon)
+    os.statvfs(fake_mount.mountpoint)
+    fake_mount.end()
+    assert log.stat().st_size < state_directory.LOG_BYTES_MAX < (fake_mount.state / "log.1").stat().st_size
 
 
 def test_pauses_grow_with_each_quick_death_up_to_a_limit() -> None:

@@ -196,6 +196,8 @@ try:
     mount.kill(record.keeper, record.daemon)
     mount.launch()
     mount.end()
+    mount.launch("deaf")
+    mount.end(force=True)
     print(mount.entry(), mount.is_registered())
 finally:
     mount.tear_down()
