@@ -126,6 +126,7 @@ def run_benchmark(request: Request, contenders: Mapping[str, Factory]) -> int:
     programs = ["fio", *(program for name in request.contenders for program in PROGRAMS.get(name, ()))]
     check_programs(dict.fromkeys(programs))
     check_fuse()
+    _check_writable(request.json_file)
     needed = plan_scratch_bytes(request.rows, request.plan, contender_count=len(request.contenders))
     results: list[RowResult] = []
     with _scratch_folder(request.scratch) as scratch:
@@ -189,6 +190,19 @@ def _measure_alone(row: Row, contenders: dict[str, Factory], *, plan: Plan, fold
     with ExitStack() as cleanup:
         cleanup.callback(stop_contender, ours)
         return measure_footprint(row, ours, plan=plan, progress=_show_progress)
+
+
+def _check_writable(json_file: Path | None) -> None:
+    """Better now than after all the work.
+
+    Raises:
+        InvalidRequest: the file cannot be written.
+    """
+    if json_file is not None:
+        try:
+            json_file.open("a").close()
+        except OSError as exc:
+            raise InvalidRequest(f"cannot write {json_file}: {exc.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -86,6 +86,16 @@ def test_a_scratch_folder_that_is_not_there_is_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = bench_in(tmp_path, "--contenders=raw", "--json", str(tmp_path / "no" / "report.json"))
+    assert bench.main(arguments) == bench.FAILED
+    captured = capsys.readouterr()
+    assert captured.err.startswith("vdiskfs: cannot write ")
+    assert captured.out == ""
+
+
 def test_a_missing_program_is_named_with_its_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
