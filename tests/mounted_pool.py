@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 COMMAND_S = 120.0
@@ -107,8 +108,13 @@ class MountedPool:
         return sorted(pid for pid, command in _commands() if os.fsencode(self.state) in command)
 
     def daemon_pid(self) -> int:
-        """The daemon's process."""
-        return self.json("status", self.mountpoint)["pid"]
+        """The daemon's process; the next one's if it has just died."""
+        deadline = time.monotonic() + END_S
+        while True:
+            facts = self.json("status", self.mountpoint)
+            if facts["service"] == "serving" and facts["pid"] > 0:
+                return facts["pid"]
+            assert time.monotonic() < deadline, f"no daemon serves the mount: {facts}"
 
     def kill(self) -> None:
         """SIGKILL keeper and daemon together, as a lost node does, and return when both are gone."""
@@ -165,6 +171,7 @@ def _commands() -> Iterator[tuple[int, bytes]]:
 
 
 def _signal(pid: int, number: int) -> None:
+    assert pid > 1, "0 and below are groups of processes, our own among them"
     try:
         os.kill(pid, number)
     except ProcessLookupError:

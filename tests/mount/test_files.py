@@ -124,6 +124,16 @@ def test_zeros_that_are_written_become_holes(mounted: MountedPool) -> None:
     assert data_ranges(disk) == [(0, MIB), (2 * MIB, 3 * MIB)]
 
 
+def test_data_that_only_the_page_cache_holds_are_no_hole(mounted: MountedPool) -> None:
+    """A hypervisor that writes through the page cache copies its disk by what lseek says."""
+    disk = mounted.create("disk", "16M")
+    with disk.open("r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), os.urandom(MIB), 5 * MIB)
+        start = os.lseek(file.fileno(), 0, os.SEEK_DATA)
+        assert start <= 5 * MIB
+        assert os.lseek(file.fileno(), 5 * MIB, os.SEEK_HOLE) >= 6 * MIB
+
+
 def test_a_shared_mapping_and_the_file_show_the_same_bytes(mounted: MountedPool) -> None:
     disk = mounted.create("disk", "1M")
     with disk.open("r+b") as file, mmap.mmap(file.fileno(), MIB) as mapping:
