@@ -47,7 +47,7 @@ def print_facts(facts: Mapping[str, object]) -> None:
 
 
 def _label(key: str) -> str:
-    for unit in ("_ns", "_bytes"):
+    for unit in ("_ns", "_bytes", "_s"):
         key = key.removesuffix(unit)
     return key.replace("_", " ")
 
@@ -64,7 +64,7 @@ def readable(key: str, value: object) -> str:
         return format_time(value)
     if (key == "size" or key.endswith("_bytes")) and isinstance(value, int):
         return f"{format_size(value)} ({value} bytes)" if value >= 1024 else format_size(value)
-    return str(value)
+    return f"{value} s" if key.endswith("_s") else str(value)
 
 
 def format_time(time_ns: int | None) -> str:
