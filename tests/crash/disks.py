@@ -81,7 +81,7 @@ class FailingDisk:
             except subprocess.TimeoutExpired:
                 continue
             raise AssertionError(pathlib.Path(self._log.name).read_text())
-        self._loop = run("losetup", "-f", "--show", self._export)
+        self._loop = run("losetup", "-f", "--direct-io=on", "--show", self._export)
         self.mount()
 
     def mount(self) -> None:
