@@ -22,7 +22,7 @@ import trio
 from fusefs import fuse_abi as abi
 from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
-from metadata.errors import VdiskfsError
+from metadata.errors import IndexDamaged, VdiskfsError
 from replication.head import Head
 from replication.vdisks import Vdisks
 
@@ -137,6 +137,8 @@ class Channel:
             if data is None:
                 return False
             os.writev(self._fuse_fd, (abi.OUT_HEADER.pack(16 + len(data), 0, unique), data))
+        except IndexDamaged as exc:
+            self._vdisks.start_over(exc)
         except OSError as exc:
             self._reply_failed(exc)
         except Exception:
@@ -149,6 +151,8 @@ class Channel:
             if not head.write_nowait(offset, data):
                 return False
             os.write(self._fuse_fd, abi.WRITE_REPLY.pack(24, 0, unique, len(data), 0))
+        except IndexDamaged as exc:
+            self._vdisks.start_over(exc)
         except VdiskfsError as exc:
             log.warning("a write failed: %s vdisk=%d offset=%d", exc, head.vdisk, offset)
             self._reply(unique, exc.number)
@@ -205,6 +209,10 @@ class Channel:
         try:
             body = await work
             os.writev(self._fuse_fd, (abi.OUT_HEADER.pack(16 + len(body), 0, unique), body))
+        except (
+            IndexDamaged
+        ) as exc:  # unanswered, the kernel gives it to the next daemon: nobody sees an error
+            self._vdisks.start_over(exc)
         except VdiskfsError as exc:
             if exc.number not in (errno.ENXIO, errno.EOPNOTSUPP, errno.EINVAL, errno.EFBIG):
                 log.warning("a request failed: %s", exc)

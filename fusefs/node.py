@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import pyfuse3
 import trio
@@ -40,7 +40,7 @@ from replication import scrub as scrubbing
 from replication.journal import Journal
 from replication.mapping import describe, map_range
 from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, DirectoryPool, open_pool
-from replication.vdisks import Vdisks
+from replication.vdisks import StartOver, Vdisks
 from replication.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ DESCRIPTORS_WANTED = OPEN_FILES_MAX + 1024
 PYFUSE_TASKS = (8, 32)
 """pyfuse3's workers: least and most. Names and attributes only, so few are enough."""
 EXIT_INDEX_DAMAGED = 75
+"""The keeper starts the next daemon, which builds the index again."""
 
 
 class Node:
@@ -126,6 +127,23 @@ def _open_index(path: str) -> Index:
     return index
 
 
+def _close_index(index: Index) -> None:
+    try:
+        index.close()
+    except VdiskfsError as exc:
+        log.warning("%s", exc)
+
+
+def _start_over(index_path: str) -> StartOver:
+    def start_over(exc: VdiskfsError) -> NoReturn:
+        log.error("ending, for the next daemon to build the index again: %s", exc)
+        pathlib.Path(index_path + ".damaged").touch()
+        logging.shutdown()
+        os._exit(EXIT_INDEX_DAMAGED)
+
+    return start_over
+
+
 def _check_writable(pool: DirectoryPool) -> None:
     if not os.access(pool.path, os.W_OK) or os.statvfs(pool.path).f_flag & os.ST_RDONLY:
         raise InvalidRequest(f"the pool is read-only: make it writable for this user first path={pool.path}")
@@ -141,12 +159,12 @@ async def _run(settings: NodeSettings) -> None:
         stack.push_async_callback(catalog.aclose)
         os.makedirs(settings.state, mode=0o700, exist_ok=True)
         index = _open_index(os.path.join(settings.state, "index"))
-        stack.callback(index.close)
+        stack.callback(_close_index, index)
         journal = Journal(os.path.join(settings.state, "journal"), pool.salt)
         stack.callback(journal.close)
         workspace = Workspace(pool, index, journal, catalog, settings.node)
         store = await stack.enter_async_context(NamespaceStore(catalog))
-        vdisks = await stack.enter_async_context(Vdisks(workspace))
+        vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
         await _serve(settings, workspace, vdisks, store)
         log.info("the mount is gone; putting vdisks to rest")
 

@@ -77,6 +77,10 @@ class Corrupt(VdiskfsError):
     number = errno.EIO
 
 
+class IndexDamaged(Corrupt):
+    """The node's own snapshot index cannot be read: build it again from the pool; no user need see it."""
+
+
 class Conflict(VdiskfsError):
     """A catalog transaction's comparison failed: read again, plan again, retry."""
 

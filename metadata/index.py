@@ -29,12 +29,13 @@ from rocksdict import (
     IngestExternalFileOptions,
     Options,
     Rdict,
+    RdictIter,
     SstFileWriter,
     WriteBatch,
     WriteOptions,
 )
 
-from metadata.errors import Corrupt, Unavailable
+from metadata.errors import Corrupt, IndexDamaged, Unavailable
 from metadata.rows import decode_row, own_block_count
 
 _ROW_KEY = struct.Struct(">cQQQ")
@@ -125,13 +126,13 @@ class Index:
         """Opens or creates it.
 
         Raises:
-            Corrupt: it cannot be read; delete it (``Index.destroy``) and start afresh.
+            IndexDamaged: it cannot be read; delete it (``Index.destroy``) and start afresh.
         """
         self.path = path
         try:
             self._db = Rdict(path, _options())
         except Exception as exc:
-            raise Corrupt(f"the snapshot index cannot be opened: {exc} path={path}") from exc
+            raise IndexDamaged(f"the snapshot index cannot be opened: {exc} path={path}") from exc
         unlogged = WriteOptions()
         unlogged.disable_wal = True  # type: ignore[method-assign, assignment]
         self._db.set_write_options(unlogged)
@@ -145,14 +146,14 @@ class Index:
         try:
             value: bytes | None = self._db.get(key)
         except Exception as exc:
-            raise Corrupt(f"the snapshot index is damaged: {exc}") from exc
+            raise IndexDamaged(f"the snapshot index is damaged: {exc}") from exc
         return value
 
     def _get_nowait(self, key: bytes) -> bytes | Nowait:
         try:
             found, value = self._db.key_may_exist(key, fetch=True)  # type: ignore[misc]
         except Exception as exc:
-            raise Corrupt(f"the snapshot index is damaged: {exc}") from exc
+            raise IndexDamaged(f"the snapshot index is damaged: {exc}") from exc
         if not found:
             return Nowait.ABSENT
         return Nowait.UNKNOWN if value is None else value
@@ -160,23 +161,23 @@ class Index:
     def row(self, vdisk: int, vblock: int, generation: int) -> "array[int] | None":
         """The row of exactly this generation."""
         data = self._get(row_key(vdisk, vblock, generation))
-        return None if data is None else decode_row(data)
+        return None if data is None else _decode_row(data)
 
     def row_nowait(self, vdisk: int, vblock: int, generation: int) -> "array[int] | Nowait":
         """As ``row``, without touching a disk."""
         data = self._get_nowait(row_key(vdisk, vblock, generation))
-        return data if isinstance(data, Nowait) else decode_row(data)
+        return data if isinstance(data, Nowait) else _decode_row(data)
 
     def row_at(self, vdisk: int, vblock: int, version: int) -> "array[int] | None":
         """The newest row at or below a version: one seek."""
         cursor = self._db.iter()
         cursor.seek(row_key(vdisk, vblock, version))
-        if not cursor.valid():
+        if not _is_valid(cursor):
             return None
         key = bytes(cursor.key())
         if key[:17] != row_key(vdisk, vblock, version)[:17]:
             return None
-        return decode_row(cursor.value())
+        return _decode_row(cursor.value())
 
     def rows_at(
         self, vdisk: int, version: int, *, first_vblock: int = 0, end_vblock: int = _U64_MAX
@@ -184,14 +185,14 @@ class Index:
         """All (vblock, row) at or below a version, in order, in a view of this moment."""
         cursor = self._db.iter()
         cursor.seek(row_key(vdisk, first_vblock, version))
-        while cursor.valid():
+        while _is_valid(cursor):
             kind, owner, vblock, inverted = _parse_row_key(bytes(cursor.key()))
             if kind != b"m" or owner != vdisk or vblock >= end_vblock:
                 return
             if _U64_MAX - inverted > version:  # only newer ones here so far: go on to ours
                 cursor.seek(row_key(vdisk, vblock, version))
                 continue
-            yield vblock, decode_row(cursor.value())
+            yield vblock, _decode_row(cursor.value())
             cursor.seek(row_key(vdisk, vblock + 1, version))
 
     def vblocks(self, vdisk: int, first: int, end: int) -> list[int]:
@@ -199,7 +200,7 @@ class Index:
         found = []
         cursor = self._db.iter()
         cursor.seek(row_key(vdisk, first, _U64_MAX))
-        while cursor.valid():
+        while _is_valid(cursor):
             kind, owner, vblock, _ = _parse_row_key(bytes(cursor.key()))
             if kind != b"m" or owner != vdisk or vblock >= end:
                 break
@@ -211,7 +212,7 @@ class Index:
         """The first vblock in [first, end) that has a row of any generation."""
         cursor = self._db.iter()
         cursor.seek(row_key(vdisk, first, _U64_MAX))
-        if not cursor.valid():
+        if not _is_valid(cursor):
             return None
         kind, owner, vblock, _ = _parse_row_key(bytes(cursor.key()))
         return vblock if kind == b"m" and owner == vdisk and vblock < end else None
@@ -241,7 +242,7 @@ class Index:
         try:
             return VdiskState(**msgpack.unpackb(data))
         except (TypeError, ValueError, msgpack.UnpackException) as exc:
-            raise Corrupt(f"the snapshot index holds a damaged state vdisk={vdisk}") from exc
+            raise IndexDamaged(f"the snapshot index holds a damaged state vdisk={vdisk}") from exc
 
     def apply(self, batch: IndexBatch) -> None:
         """Makes one commit visible, atomically."""
@@ -278,7 +279,7 @@ class Index:
         count = 0
         for prefix in (segment_key(vdisk, 0)[:9], row_key(vdisk, 0, 0)[:9], vdisk_key(vdisk)):
             cursor.seek(prefix)
-            while cursor.valid() and bytes(cursor.key()).startswith(prefix):
+            while _is_valid(cursor) and bytes(cursor.key()).startswith(prefix):
                 writer[bytes(cursor.key())] = cursor.value()
                 count += 1
                 cursor.next()
@@ -311,8 +312,26 @@ class Index:
         return sum(self._db.property_int_value(name) or 0 for name in names)
 
     def close(self) -> None:
-        """Flushes and closes."""
-        self._db.close()
+        """Flushes and closes.
+
+        Raises:
+            Unavailable: what was in memory only is lost, and will be replayed from the pool.
+        """
+        try:
+            self._db.close()
+        except Exception as exc:
+            raise Unavailable(f"the snapshot index cannot be closed: {exc} path={self.path}") from exc
+
+
+def _is_valid(cursor: RdictIter) -> bool:
+    """Whether the cursor is on a row; a cursor also ends where it cannot read on, which is no end."""
+    if cursor.valid():
+        return True
+    try:
+        cursor.status()
+    except Exception as exc:
+        raise IndexDamaged(f"the snapshot index is damaged: {exc}") from exc
+    return False
 
 
 def _parse_row_key(key: bytes) -> tuple[bytes, int, int, int]:
@@ -322,11 +341,18 @@ def _parse_row_key(key: bytes) -> tuple[bytes, int, int, int]:
     return kind, vdisk, vblock, inverted
 
 
+def _decode_row(data: bytes) -> "array[int]":
+    try:
+        return decode_row(data)
+    except Corrupt as exc:
+        raise IndexDamaged(str(exc)) from exc
+
+
 def _decode_segment(data: bytes | None) -> "array[int] | None":
     if data is None:
         return None
     if len(data) != 1024:
-        raise Corrupt(f"the snapshot index holds a damaged checksum row length={len(data)}")
+        raise IndexDamaged(f"the snapshot index holds a damaged checksum row length={len(data)}")
     checksums = array("I")
     checksums.frombytes(data)
     return checksums

@@ -325,7 +325,7 @@ def recover(
     Raises:
         Corrupt: the log is damaged before its last commit, or ends before a commit known to be durable.
     """
-    state = _state_or_none(index, lineage.vdisk)
+    state = index.state(lineage.vdisk)
     durable = max(lineage.resting_version, state.version if state else 0)
     with LogReader(pool, lineage.vdisk) as reader:
         tail = reader.find_tail(durable_version=durable)
@@ -351,19 +351,12 @@ def recover(
         return builder.state
 
 
-def _state_or_none(index: Index, vdisk: int) -> VdiskState | None:
-    try:
-        return index.state(vdisk)
-    except Corrupt:
-        return None  # it is built again
-
-
 def _starting_point(
     reader: LogReader, index: Index, tail: Tail, *, checkpoints: bool
 ) -> tuple[VdiskState, list[tuple[int, int]]]:
     """The newest state to go on from: the index's own, a checkpoint's, or nothing."""
     vdisk = reader.vdisk
-    state = _state_or_none(index, vdisk)
+    state = index.state(vdisk)
     if state is not None:
         with suppress(Corrupt):  # of another history: start from the pool
             return state, reader.chain(tail, until=state)

@@ -12,13 +12,14 @@ import logging
 import os
 import secrets
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NoReturn, Self
 
 import trio
 
 from metadata.catalog import OWNER_PREFIX, VDISK_PREFIX, Change, decode_value, id_in_key, owner_key, vdisk_key
-from metadata.errors import NotFound, VdiskfsError
+from metadata.errors import IndexDamaged, NotFound, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.index import VdiskState
 from metadata.journal_entries import JournalEntry
@@ -48,6 +49,14 @@ PENDING_BYTES_MAX = 512 << 20
 PENDING_TICKS_MAX = 30
 """Ticks a change stays unflushed at most, as with a kernel's own write-back."""
 RESTING_AT_ONCE = 8
+TELL_FROM_RECORDS = 1024
+"""A replay of more commits than this says how far it is."""
+
+StartOver = Callable[[VdiskfsError], NoReturn]
+
+
+def _raise(exc: VdiskfsError) -> NoReturn:
+    raise exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +78,15 @@ class Handle:
 
 
 class Vdisks:
-    """One to a daemon. ``async with`` recovers what a dead daemon left, and puts all to rest at its end."""
+    """One to a daemon. ``async with`` recovers what a dead daemon left, and puts all to rest at its end.
 
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
+    Args:
+        workspace: what the vdisks share.
+        start_over: ends the daemon when its index turns out to be damaged; the next one builds it again.
+    """
+
+    def __init__(self, workspace: Workspace, *, start_over: StartOver = _raise) -> None:
+        self.workspace, self.start_over = workspace, start_over
         self.heads: dict[int, Head] = {}
         """Loaded heads."""
         workspace.heads = self.heads
@@ -204,6 +218,8 @@ class Vdisks:
         done = self._loading[vdisk] = trio.Event()
         try:
             return await self._load(vdisk)
+        except IndexDamaged as exc:
+            self.start_over(exc)
         finally:
             del self._loading[vdisk]
             done.set()
@@ -262,7 +278,11 @@ class Vdisks:
                 known = space.index.state(vdisk)
                 if known is not None and known.record_check == resting.record_check:
                     return known
-            return recover(space.pool, space.index, lineage)
+            return recover(space.pool, space.index, lineage, progress=tell)
+
+        def tell(done: int, total: int) -> None:
+            if total > TELL_FROM_RECORDS:
+                log.info("building the index again: %d of %d commits vdisk=%d", done, total, vdisk)
 
         return await space.wait_for(find)
 

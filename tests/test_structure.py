@@ -51,6 +51,7 @@ ERRNOS = {
     "Unavailable": errno.EIO,
     "NoSpace": errno.ENOSPC,
     "Corrupt": errno.EIO,
+    "IndexDamaged": errno.EIO,
     "Conflict": errno.EAGAIN,
 }
 
