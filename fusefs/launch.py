@@ -96,6 +96,8 @@ def launch(settings: KeeperSettings, *, progress: Callable[[str], None]) -> None
     mounting.parse_options(settings.options, uid=os.geteuid())
     mounting.check_device()
     check_mountpoint(settings)
+    mounted = {entry.mountpoint for entry in mount_table.read_mounts()}
+    registry.sweep(settings.runtime, os.geteuid(), mounted)
     state_directory.make_folder(settings.state)
     reports_fd, ready_fd = os.pipe2(os.O_CLOEXEC)
     try:

@@ -4,7 +4,8 @@
     anybody else    $XDG_RUNTIME_DIR/vdiskfs, without one /tmp/vdiskfs-UID; nobody else's
 
 The keeper writes the record and removes it at its end. A record whose keeper is dead is either a tombstone
-(it has ``ended`` set and says why) or the trace of a kill; both are removed by whoever finds them.
+(it has ``ended`` set and says why), which ``umount`` reads and removes, or the trace of a kill, which goes at
+the next mount.
 A folder is used only if it belongs to the user it should and no other can write there; what a user's record
 says about processes is believed, by root, only as far as they are that user's.
 """
@@ -14,7 +15,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 
 from fusefs.processes import ProcessId
@@ -164,6 +165,13 @@ def read_all(folder: str, uid: int) -> list[MountRecord]:
     names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))[:RECORDS_MAX]
     found = (_load(f"{folder}/{name}", uid) for name in names)
     return sorted((record for record in found if record), key=lambda record: record.mountpoint)
+
+
+def sweep(folder: str, uid: int, mounted: Collection[str]) -> None:
+    """Remove the traces of kills: records of mounts that are not ``mounted`` and have no process."""
+    for record in read_all(folder, uid):
+        if record.mountpoint not in mounted and not record.ended and not record.is_alive():
+            remove(folder, record.mountpoint)
 
 
 def _load(path: str, uid: int) -> MountRecord | None:

@@ -51,6 +51,21 @@ def test_all_records_of_a_folder_are_listed_by_mountpoint(folder: pathlib.Path) 
     assert found == ["/a", "/a/vdisks", "/b", "/b/vdisks"]
 
 
+def test_only_records_without_mount_and_process_are_swept_away(folder: pathlib.Path) -> None:
+    alive, dead = a_record(folder, "/alive"), replace(a_record(folder), keeper_started=0)
+    for record in (
+        alive,
+        replace(dead, mountpoint="/mounted"),
+        replace(dead, mountpoint="/tombstone", ended=True),
+        replace(dead, mountpoint="/dead"),
+    ):
+        registry.write(str(folder), record)
+    registry.sweep(str(folder), os.geteuid(), {"/mounted"})
+    left = [record.mountpoint for record in registry.read_all(str(folder), os.geteuid())]
+    assert left == ["/alive", "/mounted", "/tombstone"]
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_damaged_records_are_passed_over(folder: pathlib.Path) -> None:
     good = a_record(folder, "/good")
     registry.write(str(folder), good)
