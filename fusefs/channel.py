@@ -23,6 +23,7 @@ from fusefs import fuse_abi as abi
 from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
 from metadata.errors import IndexDamaged, VdiskfsError
+from replication.commit import commit_ahead
 from replication.head import Head
 from replication.vdisks import Vdisks
 
@@ -123,8 +124,12 @@ class Channel:
                 elif head is None or kill or not self._write_nowait(head, unique, offset, data):
                     work = self._requests.write(fh, offset, bytes(data), kill_suid=bool(kill))
                     nursery.start_soon(self._answer, unique, work)
+                elif head.syncs.streak and head.syncs.wants_commit():
+                    nursery.start_soon(commit_ahead, head)
+                    spins = SPIN_READS
             else:
                 self._dispatch(nursery, opcode, unique, bytes(view[:length]))
+                spins = SPIN_READS  # a task waits for its turn
             burst += 1
             if burst >= BURST:
                 burst = 0

@@ -149,6 +149,20 @@ def _check_writable(pool: DirectoryPool) -> None:
         raise InvalidRequest(f"the pool is read-only: make it writable for this user first path={pool.path}")
 
 
+def _check_state(state: str, pool: DirectoryPool) -> None:
+    """A state directory is of one pool: another's index and journal would mean nothing here."""
+    path = pathlib.Path(state, "pool")
+    try:
+        known = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        path.write_text(pool.pool_id + "\n", encoding="ascii")
+        return
+    if known != pool.pool_id:
+        raise InvalidRequest(
+            f"the state directory is another pool's: choose one with --state state={state} its={known} this={pool.pool_id}"
+        )
+
+
 async def _run(settings: NodeSettings) -> None:
     async with AsyncExitStack() as stack:
         pool = open_pool(settings.pool)
@@ -158,6 +172,7 @@ async def _run(settings: NodeSettings) -> None:
         catalog = await open_sqlite_catalog(pathlib.Path(settings.pool, CATALOG_NAME))
         stack.push_async_callback(catalog.aclose)
         os.makedirs(settings.state, mode=0o700, exist_ok=True)
+        _check_state(settings.state, pool)
         index = _open_index(os.path.join(settings.state, "index"))
         stack.callback(_close_index, index)
         journal = Journal(os.path.join(settings.state, "journal"), pool.salt)
@@ -196,14 +211,10 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
                 await operations.drop_orphans()
             report_ready(settings.ready_fd)
             await channel.serve()
+            await operations.drop_orphans()
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=False)
-    with trio.CancelScope(shield=True):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.run)
-            await operations.drop_orphans()
-            nursery.cancel_scope.cancel()
 
 
 def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:

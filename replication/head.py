@@ -16,6 +16,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 from xxhash import xxh3_64_intdigest
@@ -33,6 +34,9 @@ from replication.workspace import Workspace
 
 DIRTY_ROWS_MAX = 8192
 """18 MiB; beyond it the slow way commits first. A commit on its way may hold as many again."""
+SYNC_STREAK = 8
+"""Syncs in a row behind few changes each that make a pattern."""
+SYNC_CHANGES_MAX = 2
 REQUEST_BYTES_MAX = 1 << 20
 """The largest read or write the kernel sends (fusefs/fuse_abi.py asks for 256 pages)."""
 
@@ -42,6 +46,29 @@ _ZERO_BLOCK = memoryview(bytes(BLOCK_BYTES))
 _ZEROS = bytes(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES)
 _scratch = memoryview(bytearray(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES))
 """Replies are written before the next request is read, so one buffer serves them all."""
+
+
+@dataclass(slots=True)
+class SyncPattern:
+    """Whether a guest syncs behind every few writes: a database, a journal. Then commits may run ahead."""
+
+    streak: int = 0
+    ahead: bool = False
+    """A commit was begun for an fsync that has not come yet."""
+
+    def note_sync(self, changes: int) -> None:
+        """An fsync came, so many changes after the last one."""
+        self.ahead = False
+        self.streak = min(self.streak + 1, SYNC_STREAK) if 0 < changes <= SYNC_CHANGES_MAX else 0
+
+    def wants_commit(self) -> bool:
+        """After a write: whether to commit ahead. Two writes without an fsync between end the streak."""
+        if self.streak < SYNC_STREAK:
+            return False
+        if self.ahead:
+            self.streak, self.ahead = 0, False
+            return False
+        return True
 
 
 class Head:
@@ -76,6 +103,9 @@ class Head:
         """Counts commits that ended, for whoever looked at the index meanwhile."""
         self.running = False
         """The catalog knows that this head may be ahead of what it says; no change before."""
+        self.syncs = SyncPattern()
+        self.synced_no = 0
+        """``change_no`` at the guest's last fsync."""
         self.committing_sequence = 0
         """The journal's oldest entry that the commit on its way holds; 0: none."""
         self.last_error: VdiskfsError | None = None

@@ -34,6 +34,8 @@ from replication.pool_directory import DirectoryPool, GroupFile
 STEP_BLOCKS_MIN = 64
 STEP_BLOCKS_MAX = 4096
 """Preallocation grows from 256 KiB to 16 MiB a step: small vdisks stay small, streams ask seldom."""
+STEP_BLOCKS_WRITTEN = 1024
+"""4 MiB of zeros at a time: some 10 ms of a disk's time, once for 500 syncs."""
 RESERVE_BLOCKS = 4
 _BYTES_PER_BLOCK = EXTENT_BYTES + CHECKSUM_BYTES
 """What a block adds to the record at worst."""
@@ -193,10 +195,15 @@ class OwnerLog:
         """Whether so many blocks can be appended at once."""
         return self.tail + block_count <= self.limit
 
-    def make_room(self, block_count: int, *, tail: int) -> "Room":
+    def make_room(self, block_count: int, *, tail: int, written: bool = False) -> "Room":
         """Thread: grows the open group, or creates the next, until ``block_count`` blocks and a record fit.
 
         Changes nothing here: the loop may append meanwhile what still fits, then calls ``use_room``.
+
+        Args:
+            block_count: to fit.
+            tail: where the open group ends now.
+            written: fill what is preallocated with zeros, for a guest that syncs behind each write.
 
         Raises:
             NoSpace: not even these blocks and their record fit.
@@ -205,26 +212,26 @@ class OwnerLog:
         if self.file is None:
             file, tail = self._reopen_group()
         if file is None or tail + block_count > GROUP_BLOCKS:
-            return self._next_room(block_count)
+            return self._next_room(block_count, written=written)
         file.ensure_open()
-        return self._grow(file, tail, block_count)
+        return self._grow(file, tail, block_count=block_count, written=written)
 
-    def _next_room(self, block_count: int) -> "Room":
+    def _next_room(self, block_count: int, *, written: bool = False) -> "Room":
         file = self._create_next_group()
         try:
-            return self._grow(file, 0, block_count)
+            return self._grow(file, 0, block_count=block_count, written=written)
         except VdiskfsError:
             file.close()
             self.pool.remove_group(file.vdisk, file.group)
             raise
 
-    def _grow(self, file: GroupFile, tail: int, block_count: int) -> "Room":
-        step = self.step
+    def _grow(self, file: GroupFile, tail: int, *, block_count: int, written: bool = False) -> "Room":
+        step = min(self.step, STEP_BLOCKS_WRITTEN) if written else self.step
         while True:
             want = max(min(tail + step, GROUP_BLOCKS), tail + block_count)
             record_bytes = self.pending.record_bytes() + _BYTES_PER_BLOCK * (want - tail)
             try:
-                file.preallocate(want + -(-record_bytes // BLOCK_BYTES) + RESERVE_BLOCKS)
+                file.preallocate(want + -(-record_bytes // BLOCK_BYTES) + RESERVE_BLOCKS, written=written)
                 return Room(file, tail, want)
             except NoSpace:
                 if step <= block_count:
@@ -333,7 +340,7 @@ class OwnerLog:
         if room.tail + count > GROUP_BLOCKS:
             room = self._next_room(count)
         elif room.tail + count > room.limit:
-            room = self._grow(room.file, room.tail, count)
+            room = self._grow(room.file, room.tail, block_count=count)
         room.file.write(data, room.tail)
         return Room(room.file, room.tail + count, room.limit)
 

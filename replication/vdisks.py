@@ -26,7 +26,7 @@ from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
 from replication.ancestry import Ancestry, Generation
 from replication.checkpoint import checkpoint_if_due
-from replication.commit import flush, note_journal_need
+from replication.commit import flush, flush_for_sync, note_journal_need
 from replication.groups import GroupSet
 from replication.head import DIRTY_ROWS_MAX, Head
 from replication.head_write import truncate
@@ -192,7 +192,7 @@ class Vdisks:
         head = await self.head_of(number)
         handle = self.handles[number]
         try:
-            await flush(head)
+            await flush_for_sync(head)
         finally:
             told, handle.errors_told = handle.errors_told, head.error_no
         if told != head.error_no and head.last_error is not None:
