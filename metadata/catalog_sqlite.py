@@ -68,6 +68,12 @@ PRAGMA user_version = {SCHEMA_VERSION};
 _PUT = """INSERT INTO row (key, value, revision, lease) VALUES (?, ?, ?, ?) ON CONFLICT (key)
 DO UPDATE SET value = excluded.value, revision = excluded.revision, lease = excluded.lease"""
 _DELETE = "UPDATE row SET value = NULL, revision = ?, lease = 0 WHERE key = ? AND value IS NOT NULL"
+_READ = """SELECT key, value, revision FROM row
+WHERE key >= ? AND key < ? AND value IS NOT NULL ORDER BY key"""
+_SINCE = "SELECT key, value, revision FROM row WHERE revision > ? ORDER BY revision, key"
+_PRUNE = "DELETE FROM row WHERE value IS NULL AND revision <= ?"
+_LEASES_OVER = "SELECT id FROM lease WHERE ends_ns <= ?"
+_KEYS_OF_LEASE = "SELECT key FROM row WHERE lease = ? AND lease != 0"  # the second term lets it use the index
 _COMPARE = "SELECT revision FROM row WHERE key = ? AND value IS NOT NULL"
 
 _NETWORK_FILESYSTEMS = {
@@ -409,11 +415,7 @@ class SqliteCatalog:
     def _read(self, prefix: bytes) -> tuple[list[Row], int]:
         self._db.execute("BEGIN")  # so that rows and revision are of one moment
         try:
-            found = self._db.execute(
-                "SELECT key, value, revision FROM row"
-                " WHERE key >= ? AND key < ? AND value IS NOT NULL ORDER BY key",
-                (prefix, _end_of_prefix(prefix)),
-            )
+            found = self._db.execute(_READ, (prefix, _end_of_prefix(prefix)))
             return [Row(*row) for row in found], _number(self._db, "revision")
         finally:
             self._db.execute("ROLLBACK")
@@ -460,21 +462,22 @@ class SqliteCatalog:
         return revision, events + [Event(key, None, revision) for key in deleted]
 
     def _prune(self, up_to: int) -> None:
-        gone = self._db.execute("DELETE FROM row WHERE value IS NULL AND revision <= ?", (up_to,)).rowcount
+        gone = self._db.execute(_PRUNE, (up_to,)).rowcount
         if gone:
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'compacted'", (up_to,))
 
     def _end_leases(self, base: int) -> tuple[int, list[Event]]:
-        over = (self._clock_ns(),)
-        keys = self._db.execute(
-            "SELECT key FROM row WHERE lease IN (SELECT id FROM lease WHERE ends_ns <= ?) ORDER BY key", over
-        ).fetchall()
-        self._db.execute("DELETE FROM lease WHERE ends_ns <= ?", over)
-        return self._write(Change(deletes=tuple(key for (key,) in keys)), 0, base=base)
+        over = self._db.execute(_LEASES_OVER, (self._clock_ns(),)).fetchall()
+        if not over:
+            return base, []
+        keys: list[bytes] = []
+        for lease in over:
+            keys += [key for (key,) in self._db.execute(_KEYS_OF_LEASE, lease)]
+            self._db.execute("DELETE FROM lease WHERE id = ?", lease)
+        return self._write(Change(deletes=tuple(sorted(keys))), 0, base=base)
 
     def _look_for_news(self) -> tuple[int, list[Event] | None] | None:
-        over = self._db.execute("SELECT 1 FROM lease WHERE ends_ns <= ?", (self._clock_ns(),)).fetchone()
-        if over:
+        if self._db.execute(_LEASES_OVER, (self._clock_ns(),)).fetchone():
             return self._transact(Change(), 0)
         (data_version,) = self._db.execute("PRAGMA data_version").fetchone()
         if data_version == self._data_version:
@@ -491,9 +494,7 @@ class SqliteCatalog:
         """Every change above ``position``, or None if deletions among them have been pruned."""
         if position < _number(self._db, "compacted"):
             return None
-        found = self._db.execute(
-            "SELECT key, value, revision FROM row WHERE revision > ? ORDER BY revision, key", (position,)
-        )
+        found = self._db.execute(_SINCE, (position,))
         return [Event(*row) for row in found]
 
     def _events_from_file(self, position: int, prefix: bytes) -> tuple[list[Event], int]:

@@ -518,3 +518,22 @@ def test_values_are_msgpack() -> None:
     assert decode_value(b"key", encode_value([1, b"\xff", "x", None])) == [1, b"\xff", "x", None]
     with pytest.raises(Corrupt):
         decode_value(b"key", b"\xc1")
+
+
+def test_no_statement_reads_all_rows_to_find_a_few(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    create_sqlite_catalog(path, first=put(*((b"%d" % number, b"") for number in range(1000))))
+    db = sqlite3.connect(path)
+    statements = [
+        catalog_sqlite._DELETE,
+        catalog_sqlite._COMPARE,
+        catalog_sqlite._KEYS_OF_LEASE,
+        catalog_sqlite._READ,
+        catalog_sqlite._SINCE,
+        catalog_sqlite._PRUNE,
+    ]
+    for statement in statements:
+        plan = db.execute(f"EXPLAIN QUERY PLAN {statement}", [1] * statement.count("?")).fetchall()
+        assert plan
+        assert not [step for *_, step in plan if "SCAN" in step or "TEMP" in step], statement
+    db.close()
