@@ -14,6 +14,7 @@ the namespace); then the mirror catches up and everything is planned again, erro
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class NamespaceStore:
         self._send, self._receive = trio.open_memory_channel[_Request](PENDING_MAX)
         self._moved_on = trio.Event()
         self._is_followed = False
+        self._has_ended = False
         self._times_noted = trio.Event()
         self._ids: list[int] = []
         self._ids_lock = trio.Lock()
@@ -95,7 +97,7 @@ class NamespaceStore:
                 await self._store_times_once(inodes[start : start + BATCH_MAX])
 
     async def run(self) -> None:
-        """Carry out, follow, and store times, until cancelled."""
+        """Carry out, follow, and store times, until cancelled; then it may be run again."""
         self._is_followed = True
         try:
             async with trio.open_nursery() as nursery:
@@ -113,11 +115,10 @@ class NamespaceStore:
         Raises:
             VdiskfsError: what the plan raised; NoSpace and Unavailable from the catalog.
         """
+        if self._has_ended:
+            raise _ending()
         request = _Request(plan)
-        try:
-            await self._send.send(request)
-        except trio.BrokenResourceError:
-            raise _ending() from None
+        await self._send.send(request)
         await request.done.wait()
         if request.error is not None:
             raise request.error
@@ -153,6 +154,7 @@ class NamespaceStore:
 
     async def _commit_for_ever(self) -> None:
         batch: list[_Request] = []
+        self._has_ended = False
         try:
             while True:
                 batch = [await self._receive.receive()]
@@ -161,8 +163,8 @@ class NamespaceStore:
                 for request in batch:
                     request.done.set()
         finally:
-            self._receive_more(batch, count_max=PENDING_MAX + BATCH_MAX)
-            self._receive.close()
+            self._has_ended = True
+            self._receive_more(batch, count_max=sys.maxsize)
             for request in batch:
                 if not request.done.is_set():
                     request.error = _ending()

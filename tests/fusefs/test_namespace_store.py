@@ -521,3 +521,18 @@ def test_whoever_waits_when_the_store_ends_is_told() -> None:
         assert len(told) == 4
 
     in_memory(scenario)
+
+
+def test_a_store_that_ended_can_be_run_again() -> None:
+    async def scenario(catalog: WatchedMemoryCatalog) -> None:
+        async with NamespaceStore(catalog) as store:
+            for name in (b"first", b"second"):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(store.run)
+                    await create(store, ROOT_ID, name)
+                    nursery.cancel_scope.cancel()
+                with pytest.raises(Unavailable):
+                    await create(store, ROOT_ID, b"between")
+            assert [name for name, _ in store.namespace.children(ROOT_ID)] == [b"first", b"second"]
+
+    in_memory(scenario)
