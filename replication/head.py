@@ -26,7 +26,7 @@ from metadata.ids import CUT, HOLE, PARENT
 from metadata.index import Nowait
 from metadata.journal_entries import digest_of
 from metadata.rows import own_block_count, runs, uniform_row
-from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
+from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VDISK_BYTES_MAX
 from replication.ancestry import Ancestry
 from replication.groups import GroupSet, block_checksums
 from replication.log import OwnerLog
@@ -220,14 +220,14 @@ class Head:
     # ---- writing
 
     def write_nowait(self, offset: int, data: memoryview) -> bool:
-        """Takes a write of whole blocks if memory and the preallocated group can take it at once.
+        """Takes a write if memory and the preallocated group can take it at once.
 
         Raises:
             NoSpace, Unavailable: nothing of it was taken.
         """
         length = len(data)
         if (offset | length) & 4095 or not length:
-            return False
+            return self._patch_nowait(offset, data)
         count, log = length >> 12, self.log
         position = log.tail
         if position + count > log.limit or self.journal.room() < 2 * count + 2:
@@ -269,6 +269,29 @@ class Head:
             log.pending.checksums.append(check)
             self._journal(block_no, 1, place, check)
         self.mtime_ns = _now_ns()
+        return True
+
+    def _patch_nowait(self, offset: int, data: memoryview) -> bool:
+        """A write that covers some block in part: the rest comes from the block as it is."""
+        end = offset + len(data)
+        first, last = offset >> 12, end - 1 >> 12
+        count = last - first + 1
+        if not data or self.log.tail + count > self.log.limit or self.journal.room() < 2 * count + 2:
+            return False
+        if end > VDISK_BYTES_MAX or len(self.dirty) > DIRTY_ROWS_MAX - 2:
+            return False
+        if self.row_nowait(first >> 8) is None or self.row_nowait(last >> 8) is None:
+            return False
+        whole = memoryview(bytearray(count * BLOCK_BYTES))
+        for block in {first, last}:
+            if offset > block * BLOCK_BYTES or end < (block + 1) * BLOCK_BYTES:
+                if not self._gather_nowait(block, 1):
+                    return False
+                at = (block - first) * BLOCK_BYTES
+                whole[at : at + BLOCK_BYTES] = _scratch[:BLOCK_BYTES]
+        at = offset - first * BLOCK_BYTES
+        whole[at : at + len(data)] = data
+        self.write_blocks(first, whole, count, size=max(self.size, end))
         return True
 
     def _note(self, block_no: int, count: int, place: int) -> None:
