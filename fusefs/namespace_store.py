@@ -59,8 +59,8 @@ class _Request:
 class NamespaceStore:
     """One node's names and inodes: ask ``namespace``, change through ``commit``.
 
-    Entered with ``async with``, which reads the mirror; ``run`` must be running for anything else. Leaving
-    it, after ``run`` has ended, stores the times that are still to be stored.
+    Entered with ``async with``, which reads the mirror. Changes wait for ``run``; those that wait when it is
+    cancelled fail. Leaving, after ``run`` has ended, stores the times that are still to be stored.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -69,7 +69,7 @@ class NamespaceStore:
         self._send, self._receive = trio.open_memory_channel[_Request](PENDING_MAX)
         self._moved_on = trio.Event()
         self._is_followed = False
-        self._has_ended = False
+        self._has_left = False
         self._times_noted = trio.Event()
         self._ids: list[int] = []
         self._ids_lock = trio.Lock()
@@ -90,6 +90,7 @@ class NamespaceStore:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._has_left = True
         inodes = self.namespace.recent_inodes()
         with trio.move_on_after(CATCH_UP_S) as scope:
             scope.shield = True
@@ -115,7 +116,7 @@ class NamespaceStore:
         Raises:
             VdiskfsError: what the plan raised; NoSpace and Unavailable from the catalog.
         """
-        if self._has_ended:
+        if self._has_left:
             raise _ending()
         request = _Request(plan)
         await self._send.send(request)
@@ -154,7 +155,6 @@ class NamespaceStore:
 
     async def _commit_for_ever(self) -> None:
         batch: list[_Request] = []
-        self._has_ended = False
         try:
             while True:
                 batch = [await self._receive.receive()]
@@ -163,7 +163,6 @@ class NamespaceStore:
                 for request in batch:
                     request.done.set()
         finally:
-            self._has_ended = True
             self._receive_more(batch, count_max=sys.maxsize)
             for request in batch:
                 if not request.done.is_set():

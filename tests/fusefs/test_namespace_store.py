@@ -510,14 +510,14 @@ def test_whoever_waits_when_the_store_ends_is_told() -> None:
             except Unavailable as exc:
                 told.append(str(exc))
 
-        async with trio.open_nursery() as nursery, NamespaceStore(catalog) as store:
+        async with NamespaceStore(catalog) as store, trio.open_nursery() as nursery:
             async with trio.open_nursery() as inner:
                 inner.start_soon(store.run)
                 await store.new_inode()
                 catalog.gate = trio.Event()
                 await queue(nursery, *(partial(attempt, store, name) for name in (b"a", b"b", b"c")))
                 inner.cancel_scope.cancel()
-            await attempt(store, b"late")
+        await attempt(store, b"late")
         assert len(told) == 4
 
     in_memory(scenario)
@@ -531,8 +531,6 @@ def test_a_store_that_ended_can_be_run_again() -> None:
                     nursery.start_soon(store.run)
                     await create(store, ROOT_ID, name)
                     nursery.cancel_scope.cancel()
-                with pytest.raises(Unavailable):
-                    await create(store, ROOT_ID, b"between")
             assert [name for name, _ in store.namespace.children(ROOT_ID)] == [b"first", b"second"]
 
     in_memory(scenario)
