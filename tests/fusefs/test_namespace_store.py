@@ -510,13 +510,16 @@ def test_whoever_waits_when_the_store_ends_is_told() -> None:
             except Unavailable as exc:
                 told.append(str(exc))
 
-        async with NamespaceStore(catalog) as store, trio.open_nursery() as nursery:
-            async with trio.open_nursery() as inner:
-                inner.start_soon(store.run)
-                await store.new_inode()
-                catalog.gate = trio.Event()
-                await queue(nursery, *(partial(attempt, store, name) for name in (b"a", b"b", b"c")))
-                inner.cancel_scope.cancel()
+        async with (
+            NamespaceStore(catalog) as store,
+            trio.open_nursery() as nursery,
+            trio.open_nursery() as inner,
+        ):
+            inner.start_soon(store.run)
+            await store.new_inode()
+            catalog.gate = trio.Event()
+            await queue(nursery, *(partial(attempt, store, name) for name in (b"a", b"b", b"c")))
+            inner.cancel_scope.cancel()
         await attempt(store, b"late")
         assert len(told) == 4
 
