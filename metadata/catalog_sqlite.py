@@ -8,9 +8,9 @@ A deleted row stays as a tombstone for ``HISTORY_REVISIONS``, so "what has happe
 range of an index on ``revision``. That is how a watch learns of other processes' transactions; its own
 process's it gets from memory. SQLite notices those others by its ``data_version``, which is polled.
 
-Durable: WAL with synchronous=FULL, one ``fsync`` a transaction. The calls block, so they run in a thread, one
-at a time, since there is one connection. **Invariant** events are published in order of revision: the lock is
-held from before the transaction until its events are published.
+Durable: WAL with synchronous=FULL, one ``fsync`` a transaction. The calls block, so they run in threads, one at
+a time for each of two connections: whoever reads does not wait for a sync. **Invariant** events are published
+in order of revision: the lock is held from before the transaction until its events are published.
 
 A full disk must not keep anybody from deleting: some space is set aside (``catalog.reserve``), and given up
 for a transaction that deletes.
@@ -164,7 +164,7 @@ async def open_sqlite_catalog(
         Corrupt: the file is no catalog.
     """
 
-    def open_and_check() -> tuple[sqlite3.Connection, int]:
+    def open_and_check() -> tuple[sqlite3.Connection, sqlite3.Connection, int]:
         refuse_network_filesystem(path, magic=magic_of(path.parent))
         if not path.exists():
             raise NotFound(f"the pool's catalog is missing path={path}")
@@ -173,13 +173,13 @@ async def open_sqlite_catalog(
             try:
                 _check_version(db, path)
                 _prepare(db)
-                return db, _number(db, "revision")
+                return db, _connect(path), _number(db, "revision")
             except BaseException:
                 db.close()
                 raise
 
-    db, revision = await trio.to_thread.run_sync(open_and_check)
-    return SqliteCatalog(db, path, revision=revision, clock_ns=clock_ns)
+    db, reader, revision = await trio.to_thread.run_sync(open_and_check)
+    return SqliteCatalog(db, reader, path=path, revision=revision, clock_ns=clock_ns)
 
 
 def _connect(path: pathlib.Path) -> sqlite3.Connection:
@@ -277,23 +277,31 @@ class _Reserve:
 
 
 class SqliteCatalog:
-    """One process's connection. Opened by ``open_sqlite_catalog``, closed by ``aclose``."""
+    """One process's connections. Opened by ``open_sqlite_catalog``, closed by ``aclose``."""
 
     def __init__(
-        self, db: sqlite3.Connection, path: pathlib.Path, *, revision: int, clock_ns: Callable[[], int]
+        self,
+        db: sqlite3.Connection,
+        reader: sqlite3.Connection,
+        *,
+        path: pathlib.Path,
+        revision: int,
+        clock_ns: Callable[[], int],
     ) -> None:
         self._db = db
+        self._reader = reader
         self._path = path
         self._clock_ns = clock_ns
         self._lock = trio.Lock()
-        self._limiter = trio.CapacityLimiter(1)
+        self._reader_lock = trio.Lock()
+        self._limiter = trio.CapacityLimiter(2)
         self._reserve = _Reserve(path.with_name("catalog.reserve"))
         self._history = RecentEvents(revision)
         self._data_version = -1
         self._polled_at = -POLL_S
 
     async def read(self, prefix: bytes) -> tuple[list[Row], int]:
-        async with self._lock:
+        async with self._reader_lock:
             return await self._in_thread(lambda: self._read(prefix))
 
     async def transact(self, change: Change, *, lease: int = 0) -> int:
@@ -364,8 +372,9 @@ class SqliteCatalog:
         return [line for (line,) in lines if line != "ok"]
 
     async def aclose(self) -> None:
-        async with self._lock:
-            with trio.CancelScope(shield=True):  # closing takes a checkpoint of the log, no longer
+        with trio.CancelScope(shield=True):  # closing takes a checkpoint of the log, no longer
+            async with self._lock, self._reader_lock:
+                await self._in_thread(self._reader.close)
                 await self._in_thread(self._db.close)
 
     async def _in_thread(self, call: Callable[[], _ResultT]) -> _ResultT:
@@ -399,7 +408,7 @@ class SqliteCatalog:
         async with self._lock:
             return await self._in_thread(lambda: self._events_from_file(position, prefix))
 
-    # Below: in the thread, under the lock.
+    # Below: in a thread, under the lock (``_read``: the reader's).
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -413,12 +422,12 @@ class SqliteCatalog:
             raise
 
     def _read(self, prefix: bytes) -> tuple[list[Row], int]:
-        self._db.execute("BEGIN")  # so that rows and revision are of one moment
+        self._reader.execute("BEGIN")  # so that rows and revision are of one moment
         try:
-            found = self._db.execute(_READ, (prefix, _end_of_prefix(prefix)))
-            return [Row(*row) for row in found], _number(self._db, "revision")
+            found = self._reader.execute(_READ, (prefix, _end_of_prefix(prefix)))
+            return [Row(*row) for row in found], _number(self._reader, "revision")
         finally:
-            self._db.execute("ROLLBACK")
+            self._reader.execute("ROLLBACK")
 
     def _transact_or_make_room(self, change: Change, lease: int) -> tuple[int, list[Event] | None]:
         try:
