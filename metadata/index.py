@@ -156,7 +156,7 @@ class Index:
             raise IndexDamaged(f"the snapshot index is damaged: {exc}") from exc
         if not found:
             return Nowait.ABSENT
-        return Nowait.UNKNOWN if value is None else value
+        return value or Nowait.UNKNOWN  # an empty value: RocksDB found the key's place, but not in memory
 
     def row(self, vdisk: int, vblock: int, generation: int) -> "array[int] | None":
         """The row of exactly this generation."""
