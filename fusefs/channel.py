@@ -11,11 +11,12 @@ Nothing on this path waits for a disk: a head says None or False instead, and th
 """
 
 import errno
+import functools
 import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -23,7 +24,7 @@ from fusefs import fuse_abi as abi
 from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
 from metadata.errors import IndexDamaged, VdiskfsError
-from replication.commit import commit_ahead
+from replication.commit import begin_nowait, note_sync
 from replication.head import Head
 from replication.vdisks import Vdisks
 
@@ -36,12 +37,26 @@ SPIN_READS = 12
 """Further looks for a request before sleeping: the next one of a queue-depth-1 user comes within 20 us or so."""
 
 
-class Channel:
-    """One mount's channel; ``serve`` runs until the mount is gone."""
+SetTimes = Callable[[int, int | None, int | None], abi.Attributes | None]
 
-    def __init__(self, fuse_fd: int, init_fd: int, *, vdisks: Vdisks, requests: DataRequests) -> None:
+
+class Channel:
+    """One mount's channel; ``serve`` runs until the mount is gone.
+
+    Args:
+        fuse_fd: /dev/fuse, mounted.
+        init_fd: where the INIT request is kept for a successor.
+        vdisks: whose heads serve.
+        requests: what tasks do.
+        set_times: notes a vdisk's modification and change time (ns) and returns its attributes; None if it cannot
+            at once.
+    """
+
+    def __init__(
+        self, fuse_fd: int, init_fd: int, *, vdisks: Vdisks, requests: DataRequests, set_times: SetTimes
+    ) -> None:
         self._fuse_fd, self._init_fd = fuse_fd, init_fd
-        self._vdisks, self._requests = vdisks, requests
+        self._vdisks, self._requests, self._set_times = vdisks, requests, set_times
         os.set_blocking(fuse_fd, False)
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._ours, self._theirs):
@@ -49,6 +64,7 @@ class Channel:
         self._ours.setblocking(False)
         self._backlog: deque[bytes] = deque()
         self._backlog_grew = trio.Event()
+        self._ended = False
         self._init_unique = -1
         self._offered = 0
         self.counts = {"read": 0, "write": 0, "slow": 0, "forwarded": 0}
@@ -84,6 +100,7 @@ class Channel:
             nursery.start_soon(self._serve_replies)
             nursery.start_soon(self._send_backlog)
             await self._serve_kernel(nursery)
+            self._ended = True
             nursery.cancel_scope.cancel()
 
     async def _serve_kernel(self, nursery: trio.Nursery) -> None:
@@ -125,11 +142,11 @@ class Channel:
                     work = self._requests.write(fh, offset, bytes(data), kill_suid=bool(kill))
                     nursery.start_soon(self._answer, unique, work)
                 elif head.syncs.streak and head.syncs.wants_commit():
-                    nursery.start_soon(commit_ahead, head)
-                    spins = SPIN_READS
-            else:
-                self._dispatch(nursery, opcode, unique, bytes(view[:length]))
-                spins = SPIN_READS  # a task waits for its turn
+                    begin_nowait(head)  # the fsync that will ask for it is on its way
+            elif opcode != abi.FSYNC or not self._sync_nowait(nursery, fh, unique):
+                if opcode != abi.SETATTR or not self._set_times_nowait(unique, view[:length]):
+                    self._dispatch(nursery, opcode, unique, bytes(view[:length]))
+                    spins = SPIN_READS  # a task waits for its turn
             burst += 1
             if burst >= BURST:
                 burst = 0
@@ -161,6 +178,48 @@ class Channel:
         except VdiskfsError as exc:
             log.warning("a write failed: %s vdisk=%d offset=%d", exc, head.vdisk, offset)
             self._reply(unique, exc.number)
+        except OSError as exc:
+            self._reply_failed(exc)
+        except Exception:
+            self._unexpected(unique)
+        return True
+
+    def _sync_nowait(self, nursery: trio.Nursery, fh: int, unique: int) -> bool:
+        """Answers an fsync now, or lets the end of the commit that holds it do so; False: it needs a task."""
+        head, handle = self._vdisks.heads_by_handle.get(fh), self._vdisks.handles.get(fh)
+        if head is None or handle is None or handle.errors_told != head.error_no:
+            return False
+        if head.commit_done is None and head.is_dirty and not begin_nowait(head):
+            return False
+        note_sync(head)
+        self._answer_sync(nursery, fh, unique, target=head.change_no)
+        return True
+
+    def _answer_sync(self, nursery: trio.Nursery, fh: int, unique: int, *, target: int) -> None:
+        head, handle = self._vdisks.heads_by_handle.get(fh), self._vdisks.handles.get(fh)
+        if self._ended:
+            return
+        if head is None or handle is None or handle.errors_told != head.error_no:
+            nursery.start_soon(self._answer, unique, self._requests.fsync(fh))
+        elif head.committed_no >= target:
+            self._reply(unique, 0)
+        else:  # a commit that began before this fsync does not hold all of it: wait for it, then for the next
+            if head.commit_done is None and not begin_nowait(head):
+                nursery.start_soon(self._answer, unique, self._requests.fsync(fh))
+                return
+            again = functools.partial(self._answer_sync, nursery, fh, unique, target=target)
+            head.sync_waiters.append(again)
+
+    def _set_times_nowait(self, unique: int, request: memoryview) -> bool:
+        """Answers what a kernel with a write-back cache sends before each fsync: the times of what was written."""
+        times = abi.parse_times(request)
+        if times is None:
+            return False
+        try:
+            shown = self._set_times(*times)
+            if shown is None:
+                return False
+            os.write(self._fuse_fd, abi.attributes_reply(unique, shown))
         except OSError as exc:
             self._reply_failed(exc)
         except Exception:

@@ -4,8 +4,9 @@ Every request begins with IN_HEADER (40 bytes), every reply with OUT_HEADER (16)
 """
 
 import struct
+from dataclasses import dataclass
 
-READ, WRITE, FSYNC, INIT = 15, 16, 20, 26
+SETATTR, READ, WRITE, FSYNC, INIT = 4, 15, 16, 20, 26
 FORGET, INTERRUPT, BATCH_FORGET, DESTROY = 2, 36, 42, 38
 FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64 = 43, 46, 47, 53
 
@@ -29,6 +30,13 @@ WRITE_REPLY = struct.Struct("<IiQII")
 """OUT_HEADER, bytes written, padding"""
 U64_REPLY = struct.Struct("<IiQQ")
 """OUT_HEADER, an offset or a length"""
+
+SETATTR_IN = struct.Struct("<II6Q8I")
+"""valid, padding; fh, size, lock owner, atime, mtime, ctime; atime ns, mtime ns, ctime ns, mode, -, uid, gid, -"""
+ATTR_REPLY = struct.Struct("<IiQQIIQQQQQQIIIIIIIIII")
+"""OUT_HEADER; valid for s, ns, padding; ino, size, blocks, atime, mtime, ctime; atime ns, mtime ns, ctime ns, mode,
+links, uid, gid, rdev, block size, flags"""
+_SET_FH, _SET_MTIME, _SET_LOCK_OWNER, _SET_CTIME = 1 << 6, 1 << 5, 1 << 9, 1 << 10
 
 WRITE_KILL_SUIDGID = 1 << 2
 O_DIRECT = 0o40000
@@ -74,6 +82,46 @@ def number_request(request: bytes) -> bytes:
     (unique,) = struct.unpack_from("<Q", request, 8)
     pid = unique >> 1 & NUMBER_MASK | (RESENT if unique & _RESENT_UNIQUE else 0)
     return request[:_PID_AT] + struct.pack("<I", pid) + request[_PID_AT + 4 :]
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What SETATTR's reply says of an inode; times in ns, valid in s, size in bytes, blocks of 512."""
+
+    valid_s: int
+    inode: int
+    size: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    links: int
+    uid: int
+    gid: int
+    block_bytes: int
+
+
+def parse_times(request: memoryview) -> tuple[int, int | None, int | None] | None:
+    """Of a SETATTR that sets nothing but times: inode, mtime and ctime in ns; else None."""
+    fields = SETATTR_IN.unpack_from(request, IN_HEADER_BYTES)
+    valid = fields[0]
+    if valid & ~(_SET_FH | _SET_LOCK_OWNER | _SET_MTIME | _SET_CTIME):
+        return None
+    (inode,) = struct.unpack_from("<Q", request, 16)
+    mtime_ns = fields[6] * 10**9 + fields[9] if valid & _SET_MTIME else None
+    ctime_ns = fields[7] * 10**9 + fields[10] if valid & _SET_CTIME else None
+    return int(inode), mtime_ns, ctime_ns
+
+
+def attributes_reply(unique: int, shown: Attributes) -> bytes:
+    """The whole reply to a SETATTR."""
+    atime, mtime, ctime = (divmod(ns, 10**9) for ns in (shown.atime_ns, shown.mtime_ns, shown.ctime_ns))
+    return ATTR_REPLY.pack(
+        ATTR_REPLY.size, 0, unique, shown.valid_s, 0, 0,
+        shown.inode, shown.size, shown.blocks, atime[0], mtime[0], ctime[0], atime[1], mtime[1], ctime[1],
+        shown.mode, shown.links, shown.uid, shown.gid, 0, shown.block_bytes, 0,
+    )  # fmt: skip
 
 
 def offered_flags(request: bytes) -> int:

@@ -192,7 +192,13 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
         await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
 
     requests = DataRequests(vdisks, clear_suid=clear_suid)
-    channel = Channel(settings.fuse_fd, settings.init_fd, vdisks=vdisks, requests=requests)
+    channel = Channel(
+        settings.fuse_fd,
+        settings.init_fd,
+        vdisks=vdisks,
+        requests=requests,
+        set_times=operations.set_times_nowait,
+    )
     node = Node(settings, workspace, vdisks, channel=channel)
     pyfuse3.init(
         operations, channel.libfuse_mountpoint(), set(pyfuse3.default_options) - {"default_permissions"}

@@ -30,6 +30,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
+from fusefs.fuse_abi import Attributes as KernelAttributes
 from fusefs.namespace_store import NamespaceStore, Plan
 from metadata.catalog import Change, exchange_key
 from metadata.errors import Exists, InvalidRequest, NotFound, VdiskfsError
@@ -208,6 +209,38 @@ class Operations(pyfuse3.Operations):
         else:
             await self._store.commit(lambda ns: plan_setattr(ns, inode, wanted=wanted, now_ns=now_ns))
         return await self._attributes(inode)
+
+    def set_times_nowait(
+        self, inode: int, mtime_ns: int | None, ctime_ns: int | None
+    ) -> KernelAttributes | None:
+        """``setattr`` for the times of a vdisk at hand, as the channel does it without pyfuse3: the kernel tells
+        them at every fsync of what it wrote."""
+        try:
+            if self._namespace.inode(inode).kind is not Kind.FILE:
+                return None
+        except NotFound:
+            return None
+        facts = self._vdisks.stat_nowait(VdiskId(inode))
+        if facts is None:
+            return None
+        now_ns = self._clock_ns()
+        ctime_ns = now_ns if ctime_ns is None else ctime_ns
+        self._store.note_times(inode, mtime_ns=mtime_ns, ctime_ns=ctime_ns, now_ns=now_ns)
+        shown = self._show(inode, facts)
+        return KernelAttributes(
+            valid_s=int(ATTR_TIMEOUT_S),
+            inode=inode,
+            size=shown.st_size,
+            blocks=shown.st_blocks,
+            atime_ns=shown.st_atime_ns,
+            mtime_ns=shown.st_mtime_ns,
+            ctime_ns=shown.st_ctime_ns,
+            mode=shown.st_mode,
+            links=shown.st_nlink,
+            uid=shown.st_uid,
+            gid=shown.st_gid,
+            block_bytes=shown.st_blksize,
+        )
 
     @_answering
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -478,6 +511,9 @@ class Operations(pyfuse3.Operations):
         if self._namespace.inode(inode).kind is Kind.FILE:
             vdisk = VdiskId(inode)
             facts = self._vdisks.stat_nowait(vdisk) or await self._vdisks.stat(vdisk)
+        return self._show(inode, facts)
+
+    def _show(self, inode: int, facts: VdiskStat | None) -> pyfuse3.EntryAttributes:
         shown = _translate(inode, self._namespace.inode(inode), self._namespace.link_count(inode))
         if facts is not None:
             shown.st_size = facts.size

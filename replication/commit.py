@@ -1,9 +1,9 @@
 """Flush: everything acknowledged becomes a durable version, in the order that promise 1 needs.
 
-    begin (loop)    take what is pending; encode the rows and checksums it changed
-    write (thread)  record behind the data, fdatasync of every group concerned: **durable here**
-    apply (thread)  rows, checksums and the applied version into the index, one batch
-    end (loop)      version, and whoever waited is told
+    _begin (loop)    take what is pending; encode the rows and checksums it changed
+    _write (thread)  record behind the data, fdatasync of every group concerned: **durable here**;
+                     then rows, checksums and the applied version into the index, one batch
+    _end (loop)      version, and whoever waited is told
 
 One commit at a time for each vdisk; flushes that come meanwhile share the next one. A failure is counted in
 ``head.error_no``, so that every open handle hears of it; what was pending stays pending, and the next commit
@@ -11,6 +11,7 @@ first rescues it from the group that failed (replication/log.py). The index fail
 is rebuilt from the log, and the rows stay dirty until it takes them.
 """
 
+import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import cast
 
 import trio
 
-from metadata.errors import VdiskfsError
+from metadata.errors import Unavailable, VdiskfsError
 from metadata.ids import HOLE
 from metadata.index import IndexBatch, VdiskState
 from metadata.rows import encode_row, uniform_row
@@ -53,63 +54,91 @@ async def flush(head: Head) -> None:
     """
     target = head.change_no
     while not head.gone and head.committed_no < target:
+        errors = head.error_no
+        if head.commit_done is None and not begin_nowait(head):
+            await _begin_with_room(head)
         if head.commit_done is not None:
-            errors = head.error_no
             await head.commit_done.wait()
-            if head.error_no != errors and head.committed_no < target and head.last_error is not None:
-                raise head.last_error
-        else:
-            await _commit(head)
+        if head.error_no != errors and head.committed_no < target and head.last_error is not None:
+            raise head.last_error
 
 
-async def flush_for_sync(head: Head) -> None:
-    """``flush`` for an fsync of the guest's; notes whether its flushes come one by one behind single writes.
+def note_sync(head: Head) -> None:
+    """The guest asks for an fsync: remembers whether its fsyncs come one by one behind single writes.
 
-    Then the channel begins the commit right behind the next write, before the fsync that will surely ask for it
-    (``commit_ahead``), and the log preallocates in a way that makes syncs cheap.
+    If so, the channel begins the next commit right behind the next write, before the fsync that will surely ask
+    for it, and the log preallocates in a way that makes syncs cheap.
     """
     head.syncs.note_sync(head.change_no - head.synced_no)
     head.synced_no = head.change_no
-    await flush(head)
 
 
-async def commit_ahead(head: Head) -> None:
-    """Begins the commit that the next fsync will ask for. A failure is counted, and told then."""
-    head.syncs.ahead = True
-    try:
-        await flush(head)
-    except VdiskfsError:
-        return
+def begin_nowait(head: Head) -> bool:
+    """Begins a commit if that needs no waiting; ``head.commit_done`` and ``sync_waiters`` tell of its end."""
+    if head.commit_done is not None or head.gone or not head.is_dirty:
+        return False
+    if not head.running or head.room_lock.locked() or not head.log.record_fits():
+        return False
+    head.commit_done = trio.Event()
+    _start(head, _begin(head))
+    return True
 
 
-async def _commit(head: Head) -> None:
-    head.commit_done = done = trio.Event()
+async def _begin_with_room(head: Head) -> None:
+    head.commit_done = trio.Event()
     try:
         prepared = await _prepare(head)
-        prepared.commit.begin_io()
-        try:
-            index_error = await head.workspace.wait_for(lambda: _write(head, prepared))
-        except VdiskfsError:
-            head.committing_sequence = 0
-            head.log.fail_commit(prepared.commit)
-            _take_back(head, prepared)
-            raise
-        finally:
-            prepared.commit.end_io()
-        _finish(head, prepared, index_error)
     except VdiskfsError as exc:
-        head.error_no += 1
-        head.last_error = exc
-        log.warning("a commit failed and will be tried again: %s vdisk=%d", exc, head.vdisk)
+        _count_failure(head, exc)
+        _announce_end(head)
+        return
+    except BaseException:
+        _announce_end(head)
         raise
-    finally:
-        head.commit_done = None
+    _start(head, prepared)
+
+
+def _start(head: Head, prepared: _Prepared) -> None:
+    prepared.commit.begin_io()
+    head.workspace.commit_threads.submit(
+        functools.partial(_write, head, prepared), functools.partial(_end, head, prepared)
+    )
+
+
+def _end(
+    head: Head, prepared: _Prepared, index_error: VdiskfsError | None, failure: Exception | None
+) -> None:
+    """On the event loop, called by the commit thread."""
+    prepared.commit.end_io()
+    if failure is None:
+        _finish(head, prepared, index_error)
+    else:
+        if not isinstance(failure, VdiskfsError):
+            log.error("unexpected error in a commit", exc_info=failure)
+            failure = Unavailable(f"unexpected error in a commit: {failure!r}")
+        head.committing_sequence = 0
+        head.log.fail_commit(prepared.commit)
+        _take_back(head, prepared)
+        _count_failure(head, failure)
+    _announce_end(head)
+
+
+def _count_failure(head: Head, exc: VdiskfsError) -> None:
+    head.error_no += 1
+    head.last_error = exc
+    log.warning("a commit failed and will be tried again: %s vdisk=%d", exc, head.vdisk)
+
+
+def _announce_end(head: Head) -> None:
+    done, head.commit_done = head.commit_done, None
+    waiters, head.sync_waiters = head.sync_waiters, []
+    if done is not None:
         done.set()
+    for waiter in waiters:
+        waiter()
 
 
 async def _prepare(head: Head) -> _Prepared:
-    if head.running and head.log.record_fits() and not head.room_lock.locked():
-        return _begin(head)
     async with head.room_lock:
         for _ in range(_ROOM_TRIES):
             await _start_running(head)

@@ -14,7 +14,7 @@ no reader ever sees half a block; and nothing here yields.
 
 import time
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -68,6 +68,7 @@ class SyncPattern:
         if self.ahead:
             self.streak, self.ahead = 0, False
             return False
+        self.ahead = True
         return True
 
 
@@ -99,6 +100,8 @@ class Head:
         self.change_no = 0
         """Counts acknowledged changes."""
         self.committed_no = 0
+        self.sync_waiters: list[Callable[[], None]] = []
+        """Called when the commit that runs now has ended, well or not."""
         self.commits = 0
         """Counts commits that ended, for whoever looked at the index meanwhile."""
         self.running = False
@@ -439,7 +442,10 @@ class Head:
             yield
         finally:
             self.commit_done = None
+            waiters, self.sync_waiters = self.sync_waiters, []
             done.set()
+            for waiter in waiters:
+                waiter()
 
     def keep(self, version: int) -> None:
         """A version up to which rows must survive: later commits write a new generation."""

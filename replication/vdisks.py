@@ -26,7 +26,7 @@ from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
 from replication.ancestry import Ancestry, Generation
 from replication.checkpoint import checkpoint_if_due
-from replication.commit import flush, flush_for_sync, note_journal_need
+from replication.commit import flush, note_journal_need, note_sync
 from replication.groups import GroupSet
 from replication.head import DIRTY_ROWS_MAX, Head
 from replication.head_write import truncate
@@ -127,6 +127,7 @@ class Vdisks:
     async def __aexit__(self, *exc: object) -> None:
         with trio.CancelScope(shield=True):
             await self.rest_all()
+        self.workspace.commit_threads.close()
 
     # ---- handles
 
@@ -192,7 +193,8 @@ class Vdisks:
         head = await self.head_of(number)
         handle = self.handles[number]
         try:
-            await flush_for_sync(head)
+            note_sync(head)
+            await flush(head)
         finally:
             told, handle.errors_told = handle.errors_told, head.error_no
         if told != head.error_no and head.last_error is not None:

@@ -9,6 +9,7 @@ import trio
 from metadata.catalog import Catalog
 from metadata.index import Index
 from replication.caches import FifoCache
+from replication.commit_threads import CommitThreads
 from replication.journal import Journal
 from replication.pool_directory import DirectoryPool
 
@@ -51,6 +52,8 @@ class Workspace:
     heads: Mapping[int, Loaded] = field(default_factory=dict)
     """Loaded heads by vdisk; ``Vdisks`` sets and owns it."""
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(THREADS_MAX))
+
+    commit_threads: CommitThreads = field(default_factory=CommitThreads)
 
     async def wait_for(self, function: Callable[[], T]) -> T:
         """Runs what waits for a disk in a thread; a cancellation waits for its end."""
