@@ -143,10 +143,9 @@ class Channel:
                     nursery.start_soon(self._answer, unique, work)
                 elif head.syncs.streak and head.syncs.wants_commit():
                     begin_nowait(head)  # the fsync that will ask for it is on its way
-            elif opcode != abi.FSYNC or not self._sync_nowait(nursery, fh, unique):
-                if opcode != abi.SETATTR or not self._set_times_nowait(unique, view[:length]):
-                    self._dispatch(nursery, opcode, unique, bytes(view[:length]))
-                    spins = SPIN_READS  # a task waits for its turn
+            elif not self._small_nowait(nursery, opcode, unique, view[:length]):
+                self._dispatch(nursery, opcode, unique, bytes(view[:length]))
+                spins = SPIN_READS  # a task waits for its turn
             burst += 1
             if burst >= BURST:
                 burst = 0
@@ -183,6 +182,14 @@ class Channel:
         except Exception:
             self._unexpected(unique)
         return True
+
+    def _small_nowait(self, nursery: trio.Nursery, opcode: int, unique: int, request: memoryview) -> bool:
+        """Answers what a guest's flush is made of, if it can without a task."""
+        if opcode == abi.FSYNC:
+            return self._sync_nowait(
+                nursery, abi.FSYNC_IN.unpack_from(request, abi.IN_HEADER_BYTES)[0], unique
+            )
+        return opcode == abi.SETATTR and self._set_times_nowait(unique, request)
 
     def _sync_nowait(self, nursery: trio.Nursery, fh: int, unique: int) -> bool:
         """Answers an fsync now, or lets the end of the commit that holds it do so; False: it needs a task."""
