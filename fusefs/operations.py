@@ -12,7 +12,7 @@ success. Renames that exchange could be done twice, so each leaves its number in
 
 **Nameless inodes.** An unlinked inode becomes an orphan, and goes for good when the kernel forgets it, which
 is after the last file is closed, and which a successor hears too. What nobody can have open any more, because
-the mount is gone, is dropped by ``drop_orphans``.
+the mount or the daemon that was told is gone, is dropped by ``drop_orphans``.
 
 **Sizes.** With its write-back cache the kernel believes its own size of a file for as long as it knows the
 inode, so no entry may show a wrong size. A vdisk that cannot be read is shown as an inode of another
@@ -144,11 +144,13 @@ class Operations(pyfuse3.Operations):
         self._readdir_reply = readdir_reply
         self._dropping: set[int] = set()
 
-    async def drop_orphans(self) -> None:
-        """Drop every nameless inode of this node. Only while nothing is open: before the kernel's first
-        request on a new mount, or after the last one."""
+    async def drop_orphans(self, *, kernel_knows: Callable[[int], bool] = lambda inode: False) -> None:
+        """Drop this node's nameless inodes that nobody can have open: all of them before the kernel's first
+        request on a new mount and after its last one; those it does not know, after a daemon has died, which
+        may have been told to forget them and have taken the word with it."""
         for inode in self._namespace.orphans(self._node):
-            await self._drop(inode)
+            if not kernel_knows(inode):
+                await self._drop(inode)
 
     # Names and attributes.
 

@@ -99,6 +99,19 @@ def test_what_could_not_be_dropped_is_dropped_with_the_next_mount(caplog: pytest
     assert "space is not free yet" in caplog.text
 
 
+def test_after_a_daemon_s_death_what_the_kernel_still_knows_is_kept() -> None:
+    async def scenario(mount: Mount) -> None:
+        inodes = [(await mount.create(name))[0] for name in (b"open", b"forgotten")]
+        mount.vdisks.handles.clear()  # as a successor finds them
+        for name in (b"open", b"forgotten"):
+            await mount.operations.unlink(ROOT_ID, name, mount.ctx)
+        await mount.operations.drop_orphans(kernel_knows=lambda inode: inode == inodes[0])
+        assert mount.vdisks.forgotten == inodes[1:]
+        assert mount.store.namespace.orphans("here") == inodes[:1]
+
+    on_a_mount(scenario)
+
+
 def test_a_removed_directory_can_still_be_looked_at() -> None:
     async def scenario(mount: Mount) -> None:
         folder = await mount.mkdir(b"folder")
