@@ -216,7 +216,7 @@ class IndexBuilder:
 
     def apply(self, record: CommitRecord, place: int, check: int, end: int) -> None:
         """Applies one record; ``flush`` writes it out."""
-        generation = self._lineage.generation(record.version)
+        generation = max(self.state.generation, self._lineage.generation(record.version))
         if generation != self.state.generation:
             self.flush()
             self.state = replace(self.state, generation=generation)

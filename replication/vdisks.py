@@ -240,9 +240,12 @@ class Vdisks:
         head = Head(self.workspace, groups, log=owner_log, ancestry=await self.ancestry(facts))
         head.size, head.own_blocks, head.overlap = state.size, state.own_blocks, state.overlap
         head.mtime_ns = state.time_ns
-        head.generation = self.lineage(vdisk, facts).generation(1 << 62)
-        entries = self._journaled.pop(vdisk, None)
-        if entries and await replay(head, state, entries):
+        # Never an older one than rows have been written under, though nobody may keep a version any more.
+        head.generation = max(state.generation, self.lineage(vdisk, facts).generation(1 << 62))
+        entries = self._journaled.get(vdisk)
+        replayed = await replay(head, state, entries) if entries else 0
+        self._journaled.pop(vdisk, None)
+        if replayed:
             self.heads[vdisk] = head
             try:
                 await flush(head)
