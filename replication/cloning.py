@@ -58,18 +58,18 @@ async def _share(vdisks: Vdisks, source: Head, target: Head, *, offset: int, len
         return False
     if not await _make_child(vdisks, source, target):
         return False
+    if target.size < end:  # first: blocks that lie behind the end must never be the parent's
+        await truncate(target, end)
     first = offset // BLOCK_BYTES
     await adopt_range(target, first, -(-end // BLOCK_BYTES) - first)
-    if target.size < end:
-        await truncate(target, end)
     return True
 
 
 async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> bool:
     """Whether the target is, or now becomes, a child of the source as it is now."""
-    async with target.room_lock:
-        for _ in range(_TRIES):
-            await flush(source)
+    for _ in range(_TRIES):
+        await flush(source)  # not inside the lock: somebody may be copying the other way round
+        async with target.room_lock:
             if source.is_dirty or source.commit_done is not None:
                 continue
             parent = (source.vdisk, source.log.version)
@@ -78,9 +78,8 @@ async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> bool:
                 return (nearest.groups.vdisk, nearest.version) == parent
             if target.own_blocks or target.generation > 1 or not source.log.version:
                 return False
-            source.keep(
-                source.log.version
-            )  # no await since the flush: the next commit leaves these rows alone
+            # No await since the look at the source: its next commit leaves these rows alone.
+            source.keep(source.log.version)
             await adopt(target.workspace.catalog, target.vdisk, parent=parent)
             target.ancestry = _child_ancestry(source, parent[1])
             vdisks.note_parent(target.vdisk, parent)
