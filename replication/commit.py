@@ -216,7 +216,7 @@ def _finish(head: Head, prepared: _Prepared, index_error: VdiskfsError | None) -
 
 def _take_back(head: Head, prepared: _Prepared) -> None:
     """What the index did not get stays dirty."""
-    head.dirty |= head.committing
+    head.dirty |= {vblock for vblock in head.committing if vblock in head.rows}  # not those cut off since
     head.committing = set()
     head.pinned[:] = head.dirty, head.committing
     head.groups.pinned[0] |= head.groups.pinned[1]

@@ -26,7 +26,7 @@ from metadata.ids import CUT, HOLE, PARENT
 from metadata.index import Nowait
 from metadata.journal_entries import digest_of
 from metadata.rows import own_block_count, runs, uniform_row
-from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VDISK_BYTES_MAX
+from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES, VDISK_BYTES_MAX
 from replication.ancestry import Ancestry
 from replication.groups import GroupSet, block_checksums
 from replication.log import OwnerLog
@@ -195,6 +195,11 @@ class Head:
         self._cache.admit(self.rows, vblock, self.pinned)
         return found
 
+    def _has_rows_nowait(self, first: int, last: int) -> bool:
+        """Whether both rows are in memory now; one may just have taken the other's place."""
+        both = self.row_nowait(first) is not None and self.row_nowait(last) is not None
+        return both and first in self.rows
+
     def install_row(self, vblock: int, row: "array[int] | None") -> None:
         """Keeps a row that a thread fetched, unless one came meanwhile. No commit ended since the fetch began."""
         if vblock in self.rows:
@@ -235,20 +240,20 @@ class Head:
         position = log.tail
         if position + count > log.limit or self.journal.room() < 2 * count + 2:
             return False
-        block_no = offset >> 12
+        block_no, end = offset >> 12, offset + length
+        if end > VDISK_BYTES_MAX:
+            return False
         row = self.rows.get(block_no >> 8)
         if row is None:
             row = self.row_nowait(block_no >> 8) if len(self.dirty) < DIRTY_ROWS_MAX else None
             if row is None:
                 return False
         if count > 1:
-            if (block_no + count - 1) >> 8 != block_no >> 8 and self.row_nowait(
-                block_no + count - 1 >> 8
-            ) is None:
+            if not self._has_rows_nowait(block_no >> 8, block_no + count - 1 >> 8):
                 return False
-            self.write_blocks(block_no, data, count, size=max(self.size, offset + length))
+            self.write_blocks(block_no, data, count, size=max(self.size, end))
         elif data[0] == 0 and data == _ZERO_BLOCK:
-            self.write_blocks(block_no, data, 1, size=max(self.size, offset + length))
+            self.write_blocks(block_no, data, 1, size=max(self.size, end))
         else:
             file = log.file
             assert file is not None
@@ -266,8 +271,8 @@ class Head:
                 self.own_blocks += 1
             row[first] = place
             self.dirty.add(block_no >> 8)
-            if offset + length > self.size:
-                self.size = offset + length
+            if end > self.size:
+                self.size = end
             self._note(block_no, 1, place)
             log.pending.checksums.append(check)
             self._journal(block_no, 1, place, check)
@@ -283,7 +288,7 @@ class Head:
             return False
         if end > VDISK_BYTES_MAX or len(self.dirty) > DIRTY_ROWS_MAX - 2:
             return False
-        if self.row_nowait(first >> 8) is None or self.row_nowait(last >> 8) is None:
+        if not self._has_rows_nowait(first >> 8, last >> 8):
             return False
         whole = memoryview(bytearray(count * BLOCK_BYTES))
         for block in {first, last}:
@@ -316,24 +321,32 @@ class Head:
     def write_blocks(self, block_no: int, data: memoryview, count: int, *, size: int) -> None:
         """Whole blocks of loaded vblocks, room made; all-zero blocks become holes. ``size``: the vdisk's, after."""
         starts = bytes(data[::BLOCK_BYTES])
-        grown = size > self.size
+        old_size, changes = self.size, self.change_no
         self.size = size
-        changes = self.change_no
-        if 0 not in starts:
-            self._append(block_no, data, count)
-        else:
-            start = 0
-            zero = [not byte and data[i << 12 : i + 1 << 12] == _ZERO_BLOCK for i, byte in enumerate(starts)]
-            for index in range(1, count + 1):
-                if index == count or zero[index] != zero[start]:
-                    if zero[start]:
-                        self.put_shared(block_no + start, index - start, HOLE)
-                    else:
-                        self._append(block_no + start, data[start << 12 : index << 12], index - start)
-                    start = index
-        if grown and self.change_no == changes:
+        try:
+            if 0 not in starts:
+                self._append(block_no, data, count)
+            else:
+                self._put_mixed(block_no, data, starts)
+        except VdiskfsError:
+            if self.change_no == changes:  # nothing was taken
+                self.size = old_size
+            raise
+        if size > old_size and self.change_no == changes:
             self._note_size()
         self.mtime_ns = _now_ns()
+
+    def _put_mixed(self, block_no: int, data: memoryview, starts: bytes) -> None:
+        """Blocks of which some are perhaps all zero; ``starts`` are their first bytes."""
+        start, count = 0, len(starts)
+        zero = [not byte and data[i << 12 : i + 1 << 12] == _ZERO_BLOCK for i, byte in enumerate(starts)]
+        for index in range(1, count + 1):
+            if index == count or zero[index] != zero[start]:
+                if zero[start]:
+                    self.put_shared(block_no + start, index - start, HOLE)
+                else:
+                    self._append(block_no + start, data[start << 12 : index << 12], index - start)
+                start = index
 
     def _append(self, block_no: int, data: memoryview, count: int) -> None:
         log = self.log
@@ -416,8 +429,11 @@ class Head:
         self.cut(cut, unloaded=unloaded)
         self.overlap = min(self.overlap, size)
         self.size = size
-        self._note(cut * VBLOCK_BLOCKS, 1, CUT)
-        self._journal(cut * VBLOCK_BLOCKS, 1, CUT, 0)
+        if cut < VDISK_BYTES_MAX // VBLOCK_BYTES:
+            self._note(cut * VBLOCK_BLOCKS, 1, CUT)
+            self._journal(cut * VBLOCK_BLOCKS, 1, CUT, 0)
+        else:  # in the last vblock there can be: nothing lies behind it
+            self._note_size()
         self.mtime_ns = _now_ns()
 
     def cut(self, cut: int, *, unloaded: dict[int, int]) -> None:
