@@ -29,7 +29,7 @@ class FifoCache:
         """
         order = self._order
         order.append((entries, key, pinned))
-        for _ in range(8):  # pinned ones go to the end of the queue; eight tries keep this short
+        for _ in range(min(8, len(order) - 1)):  # pinned ones go to the end of the queue; the new one stays
             if len(order) <= self.limit:
                 return
             oldest = order.popleft()

@@ -45,7 +45,9 @@ async def load_rows(head: Head, vblocks: Iterable[int], *, parents: bool = False
     wanted = list(vblocks)
     for _ in range(_LOAD_TRIES):
         lacking = [vblock for vblock in wanted if head.row_nowait(vblock) is None]
-        unresolved = [v for v in wanted if parents and v not in lacking and _lacks_parents(head, v)]
+        if not lacking and not all(vblock in head.rows for vblock in wanted):
+            continue  # one took another's place in the cache
+        unresolved = [v for v in wanted if parents and v in head.rows and _lacks_parents(head, v)]
         if not lacking and not unresolved:
             return
         if lacking:
