@@ -360,10 +360,14 @@ class OwnerLog:
                 pending.note_shared(block_no, count, place)
         self.use_room(rescued.room)
 
+    def close_room(self) -> None:
+        """No append from now on until room is made again."""
+        self.limit = 0
+
     def trim(self) -> None:
-        """Thread: gives back what is preallocated; the vdisk rests."""
+        """Thread: gives back what is preallocated; the vdisk rests. The room is closed."""
+        assert not self.limit
         if self.file is not None and not self.broken:
-            self.limit = 0
             try:
                 self.file.ensure_open()
                 self.file.trim(self.tail)

@@ -11,8 +11,9 @@ the same to its successor, and it remembers which failures its fsync has told of
 import logging
 import os
 import secrets
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
@@ -100,6 +101,8 @@ class Vdisks:
         self._idle_ticks: dict[int, int] = {}
         self._pending_ticks: dict[int, int] = {}
         self._handle_counts: defaultdict[int, int] = defaultdict(int)
+        self._users: Counter[int] = Counter()
+        """Requests that use a head without a handle: it is not dropped meanwhile."""
         self._serial = secrets.randbelow(_SERIALS)
         self._journaled: dict[int, list[JournalEntry]] = {}
 
@@ -209,19 +212,23 @@ class Vdisks:
             NotFound: no such vdisk.
             Corrupt, Unavailable: its log cannot be read.
         """
-        while True:
-            head = self.heads.get(vdisk)
-            if head is not None:
-                return head
-            loading = self._loading.get(vdisk)
-            if loading is None:
-                break
-            await loading.wait()
+        head = self.heads.get(vdisk)
+        if head is not None:
+            return head
+        async with self._alone_at(vdisk):
+            try:
+                return self.heads.get(vdisk) or await self._load(vdisk)
+            except IndexDamaged as exc:
+                self.start_over(exc)
+
+    @asynccontextmanager
+    async def _alone_at(self, vdisk: int) -> AsyncIterator[None]:
+        """Nobody else loads this vdisk, or applies its log to the index, meanwhile."""
+        while vdisk in self._loading:
+            await self._loading[vdisk].wait()
         done = self._loading[vdisk] = trio.Event()
         try:
-            return await self._load(vdisk)
-        except IndexDamaged as exc:
-            self.start_over(exc)
+            yield
         finally:
             del self._loading[vdisk]
             done.set()
@@ -298,8 +305,9 @@ class Vdisks:
         while parent is not None:
             vdisk, version = parent
             parent_facts = await read_facts(self.workspace.catalog, vdisk)
-            if vdisk not in self.heads:
-                await self.state(vdisk, parent_facts)
+            async with self._alone_at(vdisk):
+                if vdisk not in self.heads:
+                    await self.state(vdisk, parent_facts)
             generations.append(
                 Generation(self._groups(vdisk), version, parent_facts.absent, parent_facts.overlap)
             )
@@ -316,11 +324,12 @@ class Vdisks:
         vdisk = head.vdisk
         await flush(head)
         if head.running:
-            await self.workspace.wait_for(head.log.trim)
             await checkpoint_if_due(head)
-            async with head.room_lock:  # a change after this needs room first, and waits for the lock
-                if head.is_dirty or head.log.limit or head.log.file is None:
+            async with head.room_lock:
+                head.log.close_room()  # a change after this needs room first, and waits for the lock
+                if head.is_dirty or head.log.file is None:
                     return  # written meanwhile
+                await self.workspace.wait_for(head.log.trim)
                 resting = Resting(
                     version=head.log.version,
                     record_place=head.log.record_place,
@@ -334,7 +343,8 @@ class Vdisks:
                 await rest(self.workspace.catalog, vdisk, resting)
                 self._resting[vdisk] = resting
                 self._claimed.add(vdisk)
-        unused = not self.has_handles(VdiskId(vdisk)) and not head.is_dirty and not head.running
+        unused = not self.has_handles(VdiskId(vdisk)) and not self._users[vdisk]
+        unused = unused and not head.is_dirty and not head.running
         if unused and self.heads.get(vdisk) is head and not head.room_lock.statistics().tasks_waiting:
             del self.heads[vdisk]
             head.rows.clear()
@@ -412,7 +422,11 @@ class Vdisks:
 
     async def truncate(self, vdisk: VdiskId, size: int) -> None:
         """Sets the size; see ``head_write.truncate``."""
-        await truncate(await self.head(vdisk), size)
+        self._users[vdisk] += 1
+        try:
+            await truncate(await self.head(vdisk), size)
+        finally:
+            self._users[vdisk] -= 1
 
     async def flush(self, vdisk: VdiskId) -> None:
         """Commits; durable when it returns."""
