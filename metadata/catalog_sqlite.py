@@ -17,7 +17,6 @@ for a transaction that deletes.
 """
 
 import ctypes
-import errno
 import os
 import pathlib
 import sqlite3
@@ -220,7 +219,9 @@ def _our_error(exc: sqlite3.Error, path: pathlib.Path) -> VdiskfsError:
     facts = f"path={path} sqlite={getattr(exc, 'sqlite_errorname', exc)}"
     if primary == sqlite3.SQLITE_FULL:
         return NoSpace(f"the pool is full: the catalog cannot grow {facts}")
-    if primary == sqlite3.SQLITE_IOERR and _is_full(path):  # such as when its shared memory cannot grow
+    if (
+        primary == sqlite3.SQLITE_IOERR and _free_bytes(path.parent) < RESERVE_BYTES
+    ):  # such as when its shared memory cannot grow
         return NoSpace(f"the pool is full: the catalog cannot grow {facts}")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Corrupt(f"the catalog is damaged {facts}")
@@ -229,12 +230,13 @@ def _our_error(exc: sqlite3.Error, path: pathlib.Path) -> VdiskfsError:
     return Unavailable(f"the catalog does not answer: {exc} {facts}")
 
 
-def _is_full(path: pathlib.Path) -> bool:
+def _free_bytes(folder: pathlib.Path) -> int:
+    """What an ordinary user may still write there; 0 if it cannot be said."""
     try:
-        space = os.statvfs(path.parent)
+        space = os.statvfs(folder)
     except OSError:
-        return False
-    return space.f_bavail * space.f_frsize < RESERVE_BYTES
+        return 0
+    return space.f_bavail * space.f_frsize
 
 
 def _end_of_prefix(prefix: bytes) -> bytes:
@@ -251,29 +253,30 @@ class _Reserve:
         self._whole = False
 
     def fill(self) -> None:
-        """Have the space, unless the disk is full; then some later call will."""
-        if self._whole:
+        """Have the space, unless the disk is nearly full; then some later call will."""
+        if self._whole or _free_bytes(self._path.parent) < 4 * RESERVE_BYTES:
             return
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 os.posix_fallocate(fd, 0, RESERVE_BYTES)
+                self._whole = True
             finally:
+                if not self._whole:
+                    os.ftruncate(fd, 0)  # a part of it would only be missed elsewhere
                 os.close(fd)
         except OSError:
             return
-        self._whole = True
 
     def give_up(self) -> bool:
-        """Free the space; False if there was none."""
-        had = self._whole
+        """Free the space, which an earlier process may have set aside; False if there was none."""
         self._whole = False
         try:
+            held = self._path.stat().st_size
             os.truncate(self._path, 0)
-        except OSError as exc:
-            if exc.errno != errno.ENOENT:
-                return False
-        return had
+        except OSError:
+            return False
+        return held > 0
 
 
 class SqliteCatalog:
@@ -430,15 +433,28 @@ class SqliteCatalog:
             self._reader.execute("ROLLBACK")
 
     def _transact_or_make_room(self, change: Change, lease: int) -> tuple[int, list[Event] | None]:
-        try:
-            done = self._transact(change, lease)
-        except (sqlite3.Error, VdiskfsError) as exc:
-            error = _our_error(exc, self._path) if isinstance(exc, sqlite3.Error) else exc
-            if not isinstance(error, NoSpace) or not change.deletes or not self._reserve.give_up():
-                raise error from exc
+        for make_room in (self._reuse_log, self._reserve.give_up):
+            try:
+                done = self._transact(change, lease)
+                break
+            except sqlite3.Error as exc:
+                error = _our_error(exc, self._path)
+                is_for_deleting = make_room != self._reserve.give_up or change.deletes
+                if not isinstance(error, NoSpace) or not is_for_deleting or not make_room():
+                    raise error from exc
+        else:
+            self._reuse_log()
             return self._transact(change, lease)
         self._reserve.fill()
         return done
+
+    def _reuse_log(self) -> bool:
+        """Copy SQLite's log into the file, so that it is overwritten instead of growing."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error:  # it is as full as it was
+            pass
+        return True
 
     def _transact(self, change: Change, lease: int) -> tuple[int, list[Event] | None]:
         """Returns the revision, and what has happened since the last event published (None: unknown)."""

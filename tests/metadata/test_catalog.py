@@ -398,35 +398,45 @@ def test_the_filesystem_magic_is_the_kernel_s() -> None:
         filesystem_magic(pathlib.Path("/proc/no such thing"))
 
 
+@pytest.mark.parametrize("reopened", [False, True])
 def test_a_full_disk_refuses_new_names_and_lets_old_ones_go(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, reopened: bool
 ) -> None:
+    reserve = tmp_path / "catalog.reserve"
+
     async def scenario(place: Place) -> None:
-        catalog = await place.node()
+        catalog = await place.connect()
         assert isinstance(catalog, catalog_sqlite.SqliteCatalog)
         await catalog.transact(put(*((b"name/%d" % number, bytes(3000)) for number in range(40))))
-        reserve = tmp_path / "catalog.reserve"
-        assert reserve.stat().st_size == catalog_sqlite.RESERVE_BYTES
+        assert reserve.stat().st_blocks * 512 == catalog_sqlite.RESERVE_BYTES
+        with monkeypatch.context() as disk:
+            disk.setattr(catalog_sqlite, "_free_bytes", lambda folder: 0)
+            if reopened:
+                await catalog.aclose()
+                catalog = await place.connect()
+                assert isinstance(catalog, catalog_sqlite.SqliteCatalog)
+            db = catalog._db
+            (pages,) = db.execute("PRAGMA page_count").fetchone()
+            db.execute(f"PRAGMA max_page_count = {pages}")
+            with pytest.raises(NoSpace):
+                await catalog.transact(put(*((b"more/%d" % number, bytes(3000)) for number in range(40))))
+            assert (await catalog.read(b"more/"))[0] == []
+            assert reserve.stat().st_size == catalog_sqlite.RESERVE_BYTES
+            give_up = catalog_sqlite._Reserve.give_up
 
-        (pages,) = catalog._db.execute("PRAGMA page_count").fetchone()
-        catalog._db.execute(f"PRAGMA max_page_count = {pages}")  # the disk is full
-        with pytest.raises(NoSpace):
-            await catalog.transact(put(*((b"more/%d" % number, bytes(3000)) for number in range(40))))
-        assert (await catalog.read(b"more/"))[0] == []
+            def give_up_and_make_room(self: catalog_sqlite._Reserve) -> bool:
+                db.execute(f"PRAGMA max_page_count = {pages + 100}")
+                return give_up(self)
 
-        give_up = catalog_sqlite._Reserve.give_up
-
-        def give_up_and_shrink(self: catalog_sqlite._Reserve) -> bool:
-            had = give_up(self)
-            catalog._db.execute(f"PRAGMA max_page_count = {pages + 100}")
-            return had
-
-        monkeypatch.setattr(catalog_sqlite._Reserve, "give_up", give_up_and_shrink)
-        swap = Change(puts=((b"orphan/1", bytes(200_000)),), deletes=(b"name/1",))
-        await catalog.transact(swap)
-        assert (await catalog.read(b"name/1"))[0][0].key == b"name/10"
+            disk.setattr(catalog_sqlite._Reserve, "give_up", give_up_and_make_room)
+            await catalog.transact(Change(puts=((b"orphan/1", bytes(200_000)),), deletes=(b"name/1",)))
+            assert reserve.stat().st_size == 0
+            assert (await catalog.read(b"name/1"))[0][0].key == b"name/10"
+            await catalog.transact(put((b"small", b"")))
+            assert reserve.stat().st_size == 0
         await catalog.transact(put((b"small", b"")))
-        assert reserve.stat().st_size == catalog_sqlite.RESERVE_BYTES
+        assert reserve.stat().st_blocks * 512 == catalog_sqlite.RESERVE_BYTES
+        await catalog.aclose()
 
     in_sqlite(tmp_path, scenario)
 
