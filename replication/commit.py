@@ -99,7 +99,7 @@ async def _begin_with_room(head: Head) -> None:
 
 
 def _start(head: Head, prepared: _Prepared) -> None:
-    prepared.commit.begin_io()
+    head.workspace.pool.hold(prepared.commit.files)
     head.workspace.commit_threads.submit(
         functools.partial(_write, head, prepared), functools.partial(_end, head, prepared)
     )
@@ -109,7 +109,7 @@ def _end(
     head: Head, prepared: _Prepared, index_error: VdiskfsError | None, failure: Exception | None
 ) -> None:
     """On the event loop, called by the commit thread."""
-    prepared.commit.end_io()
+    head.workspace.pool.release(prepared.commit.files)
     if failure is None:
         _finish(head, prepared, index_error)
     else:
@@ -255,17 +255,15 @@ async def _start_running(head: Head) -> None:
 
 async def _make_room(head: Head, block_count: int) -> None:
     owner_log, tail = head.log, head.log.tail
-    file = owner_log.file
-    if file is not None:
-        file.busy += 1
+    files, pool = owner_log.files_to_grow(), head.workspace.pool
+    pool.hold(files)
     try:
         written = head.syncs.streak >= SYNC_STREAK
         room = await head.workspace.wait_for(
             lambda: owner_log.make_room(block_count, tail=tail, written=written)
         )
     finally:
-        if file is not None:
-            file.busy -= 1
+        pool.release(files)
     owner_log.use_room(room)
 
 
@@ -273,7 +271,12 @@ async def _rescue(head: Head) -> None:
     owner_log = head.log
     log.warning("moving unflushed data out of a group that failed vdisk=%d", head.vdisk)
     before = list(owner_log.pending.extents[1::2])
-    rescued = await head.workspace.wait_for(owner_log.rescue)
+    files, pool = list(owner_log.pending.files.values()), head.workspace.pool
+    pool.hold(files)
+    try:
+        rescued = await head.workspace.wait_for(owner_log.rescue)
+    finally:
+        pool.release(files)
     for (block_no, count, place, _), old in zip(rescued.extents, before, strict=True):
         if place != old:
             head.repoint(block_no, count, old=old, new=place)

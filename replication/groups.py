@@ -161,7 +161,7 @@ class Missing:
         """On the event loop, before ``fetch``."""
         if self._group is not None:
             self._file = self._groups.file(self._group)
-            self._file.busy += 1
+            self._groups.pool.hold((self._file,))
 
     def fetch(self) -> None:
         """Waits for disks; changes no cache."""
@@ -175,8 +175,6 @@ class Missing:
         Raises:
             Corrupt: the index has a row that points where it knows no checksums.
         """
-        if self._file is not None:
-            self._groups.pool.note_open(self._file)
         for key, segment in zip(self._keys, self._segments, strict=False):
             if key in self._groups.segments or self._groups.segment_nowait(key) is not None:
                 continue  # looked up again: appends may have filled the rest of it meanwhile
@@ -187,4 +185,4 @@ class Missing:
     def end(self) -> None:
         """On the event loop, whatever happened."""
         if self._file is not None:
-            self._file.busy -= 1
+            self._groups.pool.release((self._file,))

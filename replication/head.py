@@ -237,8 +237,10 @@ class Head:
         if (offset | length) & 4095 or not length:
             return self._patch_nowait(offset, data)
         count, log = length >> 12, self.log
-        position = log.tail
+        position, file = log.tail, log.file
         if position + count > log.limit or self.journal.room() < 2 * count + 2:
+            return False
+        if file is None or file.fd < 0:  # the pool has closed it meanwhile
             return False
         block_no, end = offset >> 12, offset + length
         if end > VDISK_BYTES_MAX:
@@ -255,8 +257,6 @@ class Head:
         elif data[0] == 0 and data == _ZERO_BLOCK:
             self.write_blocks(block_no, data, 1, size=max(self.size, end))
         else:
-            file = log.file
-            assert file is not None
             file.write(data, position)
             log.tail = position + 1
             place = file.base + position
@@ -284,7 +284,7 @@ class Head:
         end = offset + len(data)
         first, last = offset >> 12, end - 1 >> 12
         count = last - first + 1
-        if not data or self.log.tail + count > self.log.limit or self.journal.room() < 2 * count + 2:
+        if not data or not self.log.fits(count) or self.journal.room() < 2 * count + 2:
             return False
         if end > VDISK_BYTES_MAX or len(self.dirty) > DIRTY_ROWS_MAX - 2:
             return False

@@ -128,14 +128,12 @@ async def read_plan(head: Head, plan: list[Run], length: int) -> memoryview:
             if expected is None:
                 raise Corrupt(f"the index lacks checksums vdisk={run.groups.vdisk} place={run.place:#x}")
             jobs.append((run.groups, view, run.place, expected))
-    files = [groups.files[place >> 16] for groups, _, place, _ in jobs]
-    for file in files:
-        file.busy += 1
+    files, pool = {groups.files[place >> 16] for groups, _, place, _ in jobs}, head.workspace.pool
+    pool.hold(files)
     try:
         await head.workspace.wait_for(lambda: _read_jobs(jobs))
     finally:
-        for file in files:
-            file.busy -= 1
+        pool.release(files)
     return buffer
 
 

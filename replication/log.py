@@ -109,15 +109,10 @@ class Commit:
         """The record's."""
         return self.file.base + self.position
 
-    def begin_io(self) -> None:
-        """Keeps the files open while a thread uses them."""
-        for file in (*self.pending.files.values(), self.file):
-            file.busy += 1
-
-    def end_io(self) -> None:
-        """Undoes ``begin_io``."""
-        for file in (*self.pending.files.values(), self.file):
-            file.busy -= 1
+    @property
+    def files(self) -> set[GroupFile]:
+        """Those a thread uses for it."""
+        return {*self.pending.files.values(), self.file}
 
     def write(self) -> None:
         """Thread: record behind the data, then everything durable.
@@ -193,7 +188,15 @@ class OwnerLog:
 
     def fits(self, block_count: int) -> bool:
         """Whether so many blocks can be appended at once."""
-        return self.tail + block_count <= self.limit
+        open_file = self.file is not None and self.file.fd >= 0  # else the pool has closed it meanwhile
+        return open_file and self.tail + block_count <= self.limit
+
+    def files_to_grow(self) -> list[GroupFile]:
+        """Those that ``make_room`` may use in its thread, besides new ones."""
+        group = self._resume_at[0]
+        if self.file is not None:
+            return [self.file]
+        return [self.groups.file(group)] if group else []
 
     def make_room(self, block_count: int, *, tail: int, written: bool = False) -> "Room":
         """Thread: grows the open group, or creates the next, until ``block_count`` blocks and a record fit.
@@ -257,7 +260,7 @@ class OwnerLog:
         if room.file is not self.file:
             self.file, self.tail, self.broken = room.file, room.tail, False
             self.groups.files[room.file.group] = room.file
-            self.pool.note_open(room.file)
+        self.pool.note_open(room.file)
         self.limit = room.limit
         self.step = min(self.step * 4, STEP_BLOCKS_MAX)
 

@@ -18,9 +18,10 @@ import pathlib
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from metadata.catalog_sqlite import create_sqlite_catalog
@@ -61,7 +62,7 @@ def pool_error(exc: OSError, what: str) -> VdiskfsError:
 class GroupFile:
     """One extent group's file. ``position`` counts blocks; lengths are whole blocks."""
 
-    __slots__ = ("allocated_blocks", "base", "busy", "fd", "group", "path", "seed", "vdisk")
+    __slots__ = ("_opening", "allocated_blocks", "base", "busy", "fd", "group", "path", "seed", "vdisk")
 
     def __init__(self, path: str, *, vdisk: int, group: int, seed: int) -> None:
         self.path, self.vdisk, self.group, self.seed = path, vdisk, group, seed
@@ -71,9 +72,10 @@ class GroupFile:
         self.allocated_blocks = 0
         self.busy = 0
         """Threads that use the descriptor now; it is not closed meanwhile."""
+        self._opening = threading.Lock()
 
     def ensure_open(self) -> None:
-        """Opens the file if it is not.
+        """Opens the file if it is not. Any thread; the pool counts it open when it is released.
 
         Raises:
             NotFound: there is no such group file.
@@ -82,8 +84,10 @@ class GroupFile:
         if self.fd >= 0:
             return
         try:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-            self.allocated_blocks = os.fstat(self.fd).st_size // BLOCK_BYTES
+            with self._opening:  # several reads may want it at once: none may open it over the other's head
+                if self.fd < 0:
+                    self.allocated_blocks = os.stat(self.path).st_size // BLOCK_BYTES
+                    self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError as exc:
             raise NotFound(f"an extent group is missing from the pool file={self.path}") from exc
         except OSError as exc:
@@ -167,7 +171,8 @@ class DirectoryPool:
 
     def __init__(self, path: str, *, pool_id: str, salt: int) -> None:
         self.path, self.pool_id, self.salt = path, pool_id, salt
-        self._open: OrderedDict[tuple[int, int], GroupFile] = OrderedDict()
+        self._open: OrderedDict[GroupFile, None] = OrderedDict()
+        """Those used longest ago first. A group may have several, one for each ``GroupSet``."""
         self._lock_fd = -1
 
     def lock(self, node: str) -> None:
@@ -190,7 +195,7 @@ class DirectoryPool:
 
     def close(self) -> None:
         """Closes every file and gives the claim back."""
-        for file in self._open.values():
+        for file in self._open:
             file.close()
         self._open.clear()
         if self._lock_fd >= 0:
@@ -268,16 +273,34 @@ class DirectoryPool:
 
     def note_open(self, file: GroupFile) -> None:
         """Counts an opened file and closes those beyond the limit. Only on the event loop."""
-        self._open[file.vdisk, file.group] = file
-        self._open.move_to_end((file.vdisk, file.group))
-        for key in list(self._open)[: max(0, len(self._open) - OPEN_FILES_MAX)]:
-            if not self._open[key].busy:
-                self._open.pop(key).close()
+        self._open[file] = None
+        self._open.move_to_end(file)
+        while len(self._open) > OPEN_FILES_MAX:
+            idle = next((other for other in self._open if not other.busy and other is not file), None)
+            if idle is None:
+                return
+            self._close(idle)
+
+    def hold(self, files: Iterable[GroupFile]) -> None:
+        """Keeps files open, or closed, for a thread that will use them. Only on the event loop."""
+        for file in files:
+            file.busy += 1
+
+    def release(self, files: Iterable[GroupFile]) -> None:
+        """Undoes ``hold``; counts those open that the thread opened."""
+        for file in files:
+            file.busy -= 1
+            if file.fd >= 0:
+                self.note_open(file)
 
     def forget_open(self, vdisk: int) -> None:
         """Closes a vdisk's files, those in use by a thread excepted."""
-        for key in [key for key in self._open if key[0] == vdisk and not self._open[key].busy]:
-            self._open.pop(key).close()
+        for file in [file for file in self._open if file.vdisk == vdisk and not file.busy]:
+            self._close(file)
+
+    def _close(self, file: GroupFile) -> None:
+        del self._open[file]
+        file.close()
 
     def remove_group(self, vdisk: int, group: int) -> None:
         """Deletes an extent group."""

@@ -85,13 +85,13 @@ async def _scrub_run(head: Head, run: Run) -> list[Finding]:
         got = file.read(view, position) // BLOCK_BYTES * BLOCK_BYTES
         return block_checksums(view[:got], file.seed + position)
 
-    file.busy += 1
+    groups.pool.hold((file,))
     try:
         found = await head.workspace.wait_for(read)
     except VdiskfsError as exc:
         return [{"vdisk": head.vdisk, "offset": run.block_no * BLOCK_BYTES, "problem": str(exc)}]
     finally:
-        file.busy -= 1
+        groups.pool.release((file,))
     return [
         {
             "vdisk": head.vdisk,
