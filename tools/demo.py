@@ -29,7 +29,7 @@ qemu-img compare -f qcow2 -F raw image.qcow2 disks/documentation
 e2fsck -fn disks/documentation
 
 # A fresh disk, written the way a hypervisor writes it: past the page cache, flushed, trimmed.
-vdiskfs create disks/scratch 1G
+vdiskfs create disks/scratch 256M
 qemu-io -n -d unmap -f raw -c "write -P 7 0 4M" -c flush -c "discard 1M 2M" -c flush disks/scratch
 qemu-img map -f raw disks/scratch
 

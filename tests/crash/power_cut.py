@@ -6,6 +6,7 @@ it is sampled all the time, and each page seen counts as written and never synce
 ``-shm`` file, which SQLite itself throws away at the first open after a crash.
 """
 
+import mmap
 import os
 import pathlib
 import random
@@ -17,11 +18,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.crash import writer
 from tests.crash.disk_model import PAGE, Recording, Sync, Tree, random_state
 from tests.crash.history import BLOCK, FIRST_NAME, History, block_bytes, file_name, observe
 from tests.crash.strace_log import OPTIONS, StraceLog
+from tests.crash.writer import Notes
 from tests.crash.writing import Writing
 from tests.mounted_pool import COMMAND_S, MountedPool, mountpoints, package_environment
+
+PREFILL_BYTES = 56 << 20
+PREFILL_COMMITS = 1985
+"""So the recording sees vdisk 0 seal a group (64 MiB) and, when it comes to rest, write a checkpoint (2,000)."""
 
 SAMPLED_BYTES = 1 << 20
 """As much of the journal's beginning as is sampled; a recording that needs more is too long."""
@@ -87,15 +94,38 @@ class JournalSampler:
             assert not file.read(PAGE).strip(b"\0"), "the journal has outgrown what is sampled"
 
 
+def prefill(pool: MountedPool, notes: pathlib.Path) -> None:
+    """Bring vdisk 0 to where its group is nearly full and its next checkpoint nearly due."""
+    pool.mount()
+    try:
+        taken = Notes(notes)
+        writer.prepare(pool.mountpoint, taken)
+        blocks = range(writer.DISK_BLOCKS)
+        descriptor = os.open(pool.mountpoint / file_name(0, FIRST_NAME), os.O_RDWR | os.O_DIRECT)
+        with mmap.mmap(-1, writer.DISK_BYTES) as buffer:
+            for value in range(1, PREFILL_BYTES // writer.DISK_BYTES + 1):
+                buffer[:] = b"".join(block_bytes(0, block_no, value) for block_no in blocks)
+                taken.note("write", 0, blocks, value)
+                os.pwritev(descriptor, [buffer], 0)
+                taken.note("wrote", 0, blocks, value)
+            for _ in range(PREFILL_COMMITS):
+                os.pwritev(descriptor, [memoryview(buffer)[:BLOCK]], 0)
+                os.fdatasync(descriptor)
+        taken.flush(0, descriptor)
+        os.close(descriptor)
+    finally:
+        pool.umount()
+
+
 def record(folder: pathlib.Path, *, seed: int, writes_max: int) -> Recorded:
-    """Format and mount a pool under the recorder, let writers loose, unmount."""
+    """Mount a pool under the recorder, let writers loose, unmount."""
     folder.mkdir()
     pool = MountedPool(folder)
-    pool.run("format", pool.pool)
-    pool.state.mkdir(mode=0o700)
-    log, logs = StraceLog([pool.pool, pool.state]), folder / "logs"
+    notes, logs = folder / "notes", folder / "logs"
     logs.mkdir()
-    notes = folder / "notes"
+    pool.run("format", pool.pool)
+    prefill(pool, notes)
+    log = StraceLog([pool.pool, pool.state])
     with recorded_mount(pool, logs):
         sampler = JournalSampler(pool.state / "journal")
         writing = Writing(pool.mountpoint, notes, seed=seed, writes_max=writes_max, round_no=0)
