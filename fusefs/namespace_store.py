@@ -23,7 +23,16 @@ from typing import Self
 
 import trio
 
-from metadata.catalog import NEXT_ID_KEY, ROOT_ID, Catalog, Change, Compacted, Event, merge_changes
+from metadata.catalog import (
+    NEXT_ID_KEY,
+    ROOT_ID,
+    SYNTHETIC_IDS_FROM,
+    Catalog,
+    Change,
+    Compacted,
+    Event,
+    merge_changes,
+)
 from metadata.errors import Conflict, Corrupt, NotFound, Unavailable, VdiskfsError
 from metadata.namespace import Namespace
 from metadata.namespace_plans import plan_store_times, plan_take_ids
@@ -38,7 +47,7 @@ CATCH_UP_S = 5.0
 RETRY_S, RETRY_S_MAX = 1.0, 16.0
 """Before a catalog that does not answer is asked again, the first time and at most."""
 ID_BATCH = 1024
-"""Ids that a crash may waste, of 2**62."""
+"""Ids that a daemon's end may waste, of 2**40."""
 STORE_TIMES_S = 5.0
 """How old recent times may grow before they are stored."""
 
@@ -149,6 +158,7 @@ class NamespaceStore:
             return plan_take_ids(namespace, ID_BATCH)
 
         await self.commit(plan)
+        assert first + ID_BATCH < SYNTHETIC_IDS_FROM
         self._ids = list(range(first + ID_BATCH - 1, first - 1, -1))
 
     # Carrying out.

@@ -31,8 +31,9 @@ ROOT_ID = 1
 FIRST_FREE_ID = 16
 """Ids below are the root's, or positions of ``.`` and ``..`` in a listing."""
 
-SYNTHETIC_IDS_FROM = 1 << 62
-"""From here on an id names no row: room for what is shown without being stored (``.snapshots``)."""
+SYNTHETIC_IDS_FROM = 1 << 40
+"""From here on an id names no row: room for what is shown without being stored (``.snapshots``), and for the
+other half of a handle's number."""
 
 NEXT_ID_KEY = b"next_id"
 MOVES_KEY = b"moves"

@@ -16,7 +16,6 @@ A full disk must not keep anybody from deleting: some space is set aside (``cata
 for a transaction that deletes.
 """
 
-import ctypes
 import os
 import pathlib
 import sqlite3
@@ -40,6 +39,13 @@ from metadata.errors import (
     Unavailable,
     VdiskfsError,
 )
+from metadata.local_disk import (
+    RESERVE_BYTES,
+    Reserve,
+    filesystem_magic,
+    free_bytes,
+    refuse_network_filesystem,
+)
 
 SCHEMA_VERSION = 1
 HISTORY_REVISIONS = 16384
@@ -49,7 +55,6 @@ POLL_S = 0.2
 """How long another process's transaction may stay unnoticed."""
 BUSY_S = 10.0
 """Another process's transaction takes milliseconds; one that holds the file longer than this is stuck."""
-RESERVE_BYTES = 1 << 20
 CACHE_KIB = 2048
 
 _SCHEMA = f"""
@@ -75,49 +80,8 @@ _LEASES_OVER = "SELECT id FROM lease WHERE ends_ns <= ?"
 _KEYS_OF_LEASE = "SELECT key FROM row WHERE lease = ? AND lease != 0"  # the second term lets it use the index
 _COMPARE = "SELECT revision FROM row WHERE key = ? AND value IS NOT NULL"
 
-_NETWORK_FILESYSTEMS = {
-    0x6969: "nfs",
-    0xFF534D42: "cifs",
-    0xFE534D42: "smb2",
-    0x517B: "smb",
-    0x00C36400: "ceph",
-    0x5346414F: "afs",
-    0x01021997: "9p",
-    0x01161970: "gfs2",
-    0x7461636F: "ocfs2",
-    0x0BD00BD0: "lustre",
-    0x47504653: "gpfs",
-    0x19830326: "beegfs",
-    0x73757245: "coda",
-    0x564C: "ncp",
-}
-"""By statfs(2)'s f_type: where file locks or shared memory of several hosts cannot be relied on."""
-
 _NOTHING = Change()
 _ResultT = TypeVar("_ResultT")
-
-
-def filesystem_magic(path: pathlib.Path) -> int:
-    """The f_type that statfs(2) gives for the filesystem ``path`` is on."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    answer = (ctypes.c_long * 64)()  # struct statfs begins with a long, f_type, and is smaller than this
-    if libc.statfs(os.fsencode(path), ctypes.byref(answer)) != 0:
-        raise Unavailable(f"cannot look at {path}: {os.strerror(ctypes.get_errno())}")
-    return answer[0] & 0xFFFFFFFF
-
-
-def refuse_network_filesystem(path: pathlib.Path, *, magic: int) -> None:
-    """SQLite's locks do not reach across hosts.
-
-    Raises:
-        InvalidRequest: the path is on a filesystem that hosts share.
-    """
-    name = _NETWORK_FILESYSTEMS.get(magic)
-    if name is not None:
-        raise InvalidRequest(
-            f"{path} is on a network filesystem ({name}), where the embedded catalog is not safe; "
-            "use a local directory or a catalog server"
-        )
 
 
 def create_sqlite_catalog(path: pathlib.Path, *, first: Change = _NOTHING) -> None:
@@ -220,7 +184,7 @@ def _our_error(exc: sqlite3.Error, path: pathlib.Path) -> VdiskfsError:
     if primary == sqlite3.SQLITE_FULL:
         return NoSpace(f"the pool is full: the catalog cannot grow {facts}")
     if (
-        primary == sqlite3.SQLITE_IOERR and _free_bytes(path.parent) < RESERVE_BYTES
+        primary == sqlite3.SQLITE_IOERR and free_bytes(path.parent) < RESERVE_BYTES
     ):  # such as when its shared memory cannot grow
         return NoSpace(f"the pool is full: the catalog cannot grow {facts}")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -230,53 +194,10 @@ def _our_error(exc: sqlite3.Error, path: pathlib.Path) -> VdiskfsError:
     return Unavailable(f"the catalog does not answer: {exc} {facts}")
 
 
-def _free_bytes(folder: pathlib.Path) -> int:
-    """What an ordinary user may still write there; 0 if it cannot be said."""
-    try:
-        space = os.statvfs(folder)
-    except OSError:
-        return 0
-    return space.f_bavail * space.f_frsize
-
-
 def _end_of_prefix(prefix: bytes) -> bytes:
     """The first key after all that start with ``prefix``; our keys hold no 0xff in their first byte."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\xff"
-
-
-class _Reserve:
-    """Space set aside on the pool's disk. Used by the catalog's thread only."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
-        self._whole = False
-
-    def fill(self) -> None:
-        """Have the space, unless the disk is nearly full; then some later call will."""
-        if self._whole or _free_bytes(self._path.parent) < 4 * RESERVE_BYTES:
-            return
-        try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(fd, 0, RESERVE_BYTES)
-                self._whole = True
-            finally:
-                if not self._whole:
-                    os.ftruncate(fd, 0)  # a part of it would only be missed elsewhere
-                os.close(fd)
-        except OSError:
-            return
-
-    def give_up(self) -> bool:
-        """Free the space, which an earlier process may have set aside; False if there was none."""
-        self._whole = False
-        try:
-            held = self._path.stat().st_size
-            os.truncate(self._path, 0)
-        except OSError:
-            return False
-        return held > 0
 
 
 class SqliteCatalog:
@@ -298,7 +219,7 @@ class SqliteCatalog:
         self._lock = trio.Lock()
         self._reader_lock = trio.Lock()
         self._limiter = trio.CapacityLimiter(2)
-        self._reserve = _Reserve(path.with_name("catalog.reserve"))
+        self._reserve = Reserve(path.with_name("catalog.reserve"))
         self._history = RecentEvents(revision)
         self._data_version = -1
         self._polled_at = -POLL_S

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from metadata import catalog_sqlite
+from metadata import catalog_sqlite, local_disk
 from metadata.catalog import (
     Catalog,
     Change,
@@ -33,11 +33,10 @@ from metadata.catalog_history import RecentEvents
 from metadata.catalog_memory import MemoryCatalog
 from metadata.catalog_sqlite import (
     create_sqlite_catalog,
-    filesystem_magic,
     open_sqlite_catalog,
-    refuse_network_filesystem,
 )
 from metadata.errors import Conflict, Corrupt, Exists, InvalidRequest, NoSpace, NotFound, Unavailable
+from metadata.local_disk import filesystem_magic, refuse_network_filesystem
 
 
 @dataclass
@@ -408,9 +407,9 @@ def test_a_full_disk_refuses_new_names_and_lets_old_ones_go(
         catalog = await place.connect()
         assert isinstance(catalog, catalog_sqlite.SqliteCatalog)
         await catalog.transact(put(*((b"name/%d" % number, bytes(3000)) for number in range(40))))
-        assert reserve.stat().st_blocks * 512 == catalog_sqlite.RESERVE_BYTES
+        assert reserve.stat().st_blocks * 512 == local_disk.RESERVE_BYTES
         with monkeypatch.context() as disk:
-            disk.setattr(catalog_sqlite, "_free_bytes", lambda folder: 0)
+            disk.setattr(local_disk, "free_bytes", lambda folder: 0)
             if reopened:
                 await catalog.aclose()
                 catalog = await place.connect()
@@ -421,21 +420,21 @@ def test_a_full_disk_refuses_new_names_and_lets_old_ones_go(
             with pytest.raises(NoSpace):
                 await catalog.transact(put(*((b"more/%d" % number, bytes(3000)) for number in range(40))))
             assert (await catalog.read(b"more/"))[0] == []
-            assert reserve.stat().st_size == catalog_sqlite.RESERVE_BYTES
-            give_up = catalog_sqlite._Reserve.give_up
+            assert reserve.stat().st_size == local_disk.RESERVE_BYTES
+            give_up = local_disk.Reserve.give_up
 
-            def give_up_and_make_room(self: catalog_sqlite._Reserve) -> bool:
+            def give_up_and_make_room(self: local_disk.Reserve) -> bool:
                 db.execute(f"PRAGMA max_page_count = {pages + 100}")
                 return give_up(self)
 
-            disk.setattr(catalog_sqlite._Reserve, "give_up", give_up_and_make_room)
+            disk.setattr(local_disk.Reserve, "give_up", give_up_and_make_room)
             await catalog.transact(Change(puts=((b"orphan/1", bytes(200_000)),), deletes=(b"name/1",)))
             assert reserve.stat().st_size == 0
             assert (await catalog.read(b"name/1"))[0][0].key == b"name/10"
             await catalog.transact(put((b"small", b"")))
             assert reserve.stat().st_size == 0
         await catalog.transact(put((b"small", b"")))
-        assert reserve.stat().st_blocks * 512 == catalog_sqlite.RESERVE_BYTES
+        assert reserve.stat().st_blocks * 512 == local_disk.RESERVE_BYTES
         await catalog.aclose()
 
     in_sqlite(tmp_path, scenario)
