@@ -189,10 +189,10 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        now_ns = self._clock_ns()
         drop_privileges = False
         if fields.update_size:
             drop_privileges = await self._truncate(inode, attr.st_size, ctx)
+        now_ns = self._clock_ns()  # later than the cut, whose own time must not count
         wanted = Attributes(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,

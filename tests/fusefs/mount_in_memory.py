@@ -59,6 +59,7 @@ class VdisksInMemory:
     forgotten: list[int] = field(default_factory=list)
     broken: dict[int, VdiskfsError] = field(default_factory=dict)
     waits: int = 0
+    clock_ns: Callable[[], int] = lambda: 0
 
     async def open(self, vdisk: VdiskId) -> int:
         await trio.lowlevel.checkpoint()
@@ -90,7 +91,7 @@ class VdisksInMemory:
         self._check(vdisk)
         if size > SIZE_MAX:
             raise InvalidRequest("too large", number=errno.EFBIG)
-        self.stats[vdisk] = VdiskStat(size, 0, 0, 1)
+        self.stats[vdisk] = VdiskStat(size, 0, self.clock_ns(), 1)
 
     async def flush(self, vdisk: VdiskId) -> None:
         await trio.lowlevel.checkpoint()
@@ -171,6 +172,7 @@ async def mounted(
 
     async with NamespaceStore(catalog) as store, trio.open_nursery() as nursery:
         nursery.start_soon(store.run)
+        vdisks.clock_ns = clock_ns
         operations = Operations(store, vdisks, node="here", clock_ns=clock_ns, readdir_reply=reply)
         yield Mount(operations, store, vdisks, catalog, now_ns, listed)
         nursery.cancel_scope.cancel()

@@ -113,6 +113,17 @@ def test_setattr_changes_sizes_modes_owners_and_times() -> None:
     on_a_mount(scenario)
 
 
+def test_the_kernel_s_time_of_a_truncation_counts() -> None:
+    async def scenario(mount: Mount) -> None:
+        inode, fh = await mount.create()
+        found = await mount.setattr(inode, fh=fh, size=100, mtime=70, ctime=80)
+        assert (found.st_mtime_ns, found.st_ctime_ns) == (70, 80)
+        await mount.setattr(inode, mode=0o600)
+        assert (await mount.operations.getattr(inode, mount.ctx)).st_mtime_ns == 70
+
+    on_a_mount(scenario)
+
+
 def test_a_stranger_s_truncation_takes_the_set_id_bits() -> None:
     async def scenario(mount: Mount) -> None:
         inode, _ = await mount.create()
