@@ -383,9 +383,7 @@ class Head:
             if self.share_loaded(block_no, part, place):
                 self._note(block_no, part, place)
                 self._journal(block_no, part, place, 0)
-                self.log.limit -= (
-                    not len(self.log.pending.extents) & 511
-                )  # 256 holes fill a block of the record
+                self.log.count_shared()
             block_no += part
             count -= part
 
@@ -431,6 +429,7 @@ class Head:
         self.size = size
         if cut < VDISK_BYTES_MAX // VBLOCK_BYTES:
             self._note(cut * VBLOCK_BLOCKS, 1, CUT)
+            self.log.count_shared()
             self._journal(cut * VBLOCK_BLOCKS, 1, CUT, 0)
         else:  # in the last vblock there can be: nothing lies behind it
             self._note_size()

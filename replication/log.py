@@ -37,6 +37,7 @@ STEP_BLOCKS_MAX = 4096
 STEP_BLOCKS_WRITTEN = 1024
 """4 MiB of zeros at a time: some 10 ms of a disk's time, once for 500 syncs."""
 RESERVE_BLOCKS = 4
+_SHARED_PER_BLOCK = BLOCK_BYTES // EXTENT_BYTES
 _BYTES_PER_BLOCK = EXTENT_BYTES + CHECKSUM_BYTES
 """What a block adds to the record at worst."""
 
@@ -167,6 +168,8 @@ class OwnerLog:
         self.record_place = 0
         self.record_check = 0
         self.step = STEP_BLOCKS_MIN
+        self._shared = 0
+        """Counts extents without blocks."""
         self._resume_at = (0, 0)
         """Group and position where a recovered log goes on; group 0: it begins a new one."""
 
@@ -362,6 +365,12 @@ class OwnerLog:
             else:
                 pending.note_shared(block_no, count, place)
         self.use_room(rescued.room)
+
+    def count_shared(self) -> None:
+        """An extent without blocks has joined: the record it makes longer takes room from blocks to come."""
+        self._shared += 1
+        if not self._shared % _SHARED_PER_BLOCK:
+            self.limit -= 1
 
     def close_room(self) -> None:
         """No append from now on until room is made again."""
