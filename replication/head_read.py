@@ -196,5 +196,6 @@ async def seek(head: Head, offset: int, *, data: bool) -> int | None:
 
 
 async def _mapped_vblocks(head: Head, first: int, end: int) -> list[int]:
+    near = [v for v in head.rows if first <= v < end]  # before the index: it gets what they lose
     found = await head.workspace.wait_for(lambda: head.index.vblocks(head.vdisk, first, end))
-    return sorted({*found, *(vblock for vblock in head.rows if first <= vblock < end)})
+    return sorted({*found, *near})

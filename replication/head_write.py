@@ -133,8 +133,8 @@ async def _next_mapped(head: Head, vblock: int, end_block: int) -> int:
     if head.ancestry.absent == PARENT or vblock in head.rows:
         return vblock
     end = (end_block + VBLOCK_BLOCKS - 1) >> 8
+    near = [v for v in head.rows if vblock <= v < end]  # before the index: it gets what they lose
     found = await head.workspace.wait_for(lambda: head.index.first_vblock(head.vdisk, vblock, end))
-    near = [v for v in head.rows if vblock <= v < end]
     return min([*near, end if found is None else found])
 
 
@@ -164,10 +164,11 @@ async def _cut(head: Head, size: int) -> None:
     first = -(-size // BLOCK_BYTES)
     if first < boundary:
         await share(head, first, boundary - first, HOLE)
-    lost = await head.workspace.wait_for(lambda: head.index.own_block_counts(head.vdisk, boundary >> 8))
     await ready_to_append(head, 1)
-    if head.size == old:  # else somebody resized it meanwhile: truncate looks again
-        head.shrink(size, unloaded=lost)
+    async with head.commit_pause():  # until the cut, what the index says of rows not in memory holds
+        lost = await head.workspace.wait_for(lambda: head.index.own_block_counts(head.vdisk, boundary >> 8))
+        if head.size == old and head.log.fits(1) and head.journal.room() > 2:
+            head.shrink(size, unloaded=lost)  # else the world moved: truncate looks again
 
 
 async def adopt_range(head: Head, block_no: int, count: int) -> None:

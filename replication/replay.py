@@ -67,6 +67,7 @@ async def _apply(head: Head, entry: JournalEntry, checksums: "array[int]") -> No
             lambda: head.index.own_block_counts(head.vdisk, entry.block_no >> 8)
         )
         head.cut(entry.block_no >> 8, unloaded=lost)
+        head.overlap = min(head.overlap, entry.size)
         pending.note(entry.block_no, 1, CUT)
     elif entry.block_count:
         last = entry.block_no + entry.block_count - 1
