@@ -12,6 +12,8 @@ from fusefs.settings import NO_FD, NodeSettings
 from metadata.errors import Unavailable
 
 READ_BYTES = 1 << 14
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
+"""Of the daemon: its disk threads would each get an arena, and memory that one has freed never serves another."""
 
 
 class DaemonProcess:
@@ -35,6 +37,7 @@ class DaemonProcess:
                 [*command, replace(settings, ready_fd=ready_fd).to_json()],
                 stdin=subprocess.DEVNULL,
                 cwd="/",
+                env={**os.environ, **_ENVIRONMENT},
                 start_new_session=True,  # a Ctrl-C is for the keeper, which unmounts
                 pass_fds=[settings.fuse_fd, settings.init_fd, ready_fd, *keep_fds],
             )

@@ -45,8 +45,10 @@ from replication.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-DESCRIPTORS_WANTED = OPEN_FILES_MAX + 1024
+DESCRIPTORS_WANTED = OPEN_FILES_MAX + 3072
 """Group files, RocksDB's, connections."""
+THREAD_SWITCH_S = 0.0005
+"""A disk thread with a result waits no longer for the interpreter than this; Python's own 5 ms is an fsync's time."""
 PYFUSE_TASKS = (8, 32)
 """pyfuse3's workers: least and most. Names and attributes only, so few are enough."""
 EXIT_INDEX_DAMAGED = 75
@@ -247,6 +249,7 @@ def _prepare_process() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keeper unmounts, and then this daemon ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.setswitchinterval(THREAD_SWITCH_S)
     gc.freeze()
 
 

@@ -43,8 +43,8 @@ _SEGMENT_KEY = struct.Struct(">cQQ")
 _VDISK_KEY = struct.Struct(">cQ")
 _U64_MAX = (1 << 64) - 1
 _MEMTABLE_BYTES = 16 << 20
-_BLOCK_CACHE_BYTES = 32 << 20
-_OPEN_FILES_MAX = 256
+_BLOCK_CACHE_BYTES = 24 << 20
+_OPEN_FILES_MAX = 1024
 
 
 class Nowait(Enum):
@@ -105,7 +105,7 @@ def _options() -> Options:
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)
     table.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
-    table.set_cache_index_and_filter_blocks(True)
+    table.set_cache_index_and_filter_blocks(False)  # in memory with each open file: "absent" needs no disk
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_block_based_table_factory(table)

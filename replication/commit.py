@@ -23,7 +23,7 @@ from metadata.errors import Unavailable, VdiskfsError
 from metadata.ids import HOLE
 from metadata.index import IndexBatch, VdiskState
 from metadata.rows import encode_row, uniform_row
-from replication.head import SYNC_STREAK, Head
+from replication.head import DIRTY_ROWS_MAX, SYNC_STREAK, Head
 from replication.log import Commit
 from replication.ownership import claim
 from replication.workspace import Loaded, Workspace
@@ -244,6 +244,8 @@ async def ready_to_append(head: Head, block_count: int) -> None:
                 await _rescue(head)
             if head.log.broken or not head.log.fits(block_count):
                 await _make_room(head, block_count)
+        if len(head.dirty) > DIRTY_ROWS_MAX // 2:
+            begin_nowait(head)  # before writes have to wait for it
 
 
 async def _start_running(head: Head) -> None:

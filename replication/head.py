@@ -32,8 +32,8 @@ from replication.groups import GroupSet, block_checksums
 from replication.log import OwnerLog
 from replication.workspace import Workspace
 
-DIRTY_ROWS_MAX = 8192
-"""18 MiB; beyond it the slow way commits first. A commit on its way may hold as many again."""
+DIRTY_ROWS_MAX = 4096
+"""9 MiB; beyond it the slow way commits first. A commit on its way may hold as many again."""
 SYNC_STREAK = 8
 """Syncs in a row behind few changes each that make a pattern."""
 SYNC_CHANGES_MAX = 2

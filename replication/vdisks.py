@@ -130,7 +130,7 @@ class Vdisks:
     async def __aexit__(self, *exc: object) -> None:
         with trio.CancelScope(shield=True):
             await self.rest_all()
-        self.workspace.commit_threads.close()
+        self.workspace.close_threads()
 
     # ---- handles
 
@@ -392,6 +392,7 @@ class Vdisks:
             or len(head.dirty) > DIRTY_ROWS_MAX // 2
         ):
             await flush(head)
+            self._pending_ticks[vdisk] = 0
         if idle > REST_AFTER_TICKS:
             await self.put_to_rest(head)
             self._pending_ticks.pop(vdisk, None)

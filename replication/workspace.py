@@ -4,12 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-import trio
-
 from metadata.catalog import Catalog
 from metadata.index import Index
 from replication.caches import FifoCache
-from replication.commit_threads import CommitThreads
+from replication.disk_threads import DiskThreads
 from replication.journal import Journal
 from replication.pool_directory import DirectoryPool
 
@@ -17,8 +15,10 @@ ROWS_MAX = 16384
 """Decoded rows in memory, 2.2 KiB each: 36 MiB, the map of 16 GiB."""
 SEGMENTS_MAX = 16384
 """Checksum segments in memory, 1.1 KiB each: 18 MiB, those of 16 GiB."""
-THREADS_MAX = 24
+THREADS_MAX = 16
 """Pool and index calls that wait for a disk at once."""
+COMMITS_MAX = 4
+"""Commits that wait for the pool at once; a commit never queues behind reads."""
 
 T = TypeVar("T")
 
@@ -51,10 +51,15 @@ class Workspace:
     segment_cache: FifoCache = field(default_factory=lambda: FifoCache(SEGMENTS_MAX))
     heads: Mapping[int, Loaded] = field(default_factory=dict)
     """Loaded heads by vdisk; ``Vdisks`` sets and owns it."""
-    threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(THREADS_MAX))
+    threads: DiskThreads = field(default_factory=lambda: DiskThreads(THREADS_MAX, name="disk"))
 
-    commit_threads: CommitThreads = field(default_factory=CommitThreads)
+    commit_threads: DiskThreads = field(default_factory=lambda: DiskThreads(COMMITS_MAX, name="commit"))
 
     async def wait_for(self, function: Callable[[], T]) -> T:
         """Runs what waits for a disk in a thread; a cancellation waits for its end."""
-        return await trio.to_thread.run_sync(function, limiter=self.threads)
+        return await self.threads.run(function)
+
+    def close_threads(self) -> None:
+        """Ends the threads; nothing is submitted any more."""
+        self.commit_threads.close()
+        self.threads.close()
