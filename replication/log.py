@@ -179,10 +179,12 @@ class OwnerLog:
             self.epoch = epoch
             self.file, self.tail, self.limit = None, 0, 0
 
-    def resume(self, *, version: int, record_place: int, record_check: int, end: int) -> None:
+    def resume(
+        self, *, version: int, last_version: int, record_place: int, record_check: int, end: int
+    ) -> None:
         """Goes on behind a recovered commit, whose record ends at position ``end`` of its group."""
         self._resume_at = (record_place >> 16, end)
-        self.version = self.last_version = Version(version)
+        self.version, self.last_version = Version(version), Version(last_version)
         self.record_place, self.record_check = record_place, record_check
 
     def resume_behind(self, place: int, count: int) -> None:
@@ -245,9 +247,13 @@ class OwnerLog:
                 step = block_count
 
     def _reopen_group(self) -> tuple[GroupFile | None, int]:
-        """The group a recovered log ended in, cut behind its last good block; a new epoch begins a new one."""
+        """The group a recovered log ended in, cut behind its last good block; a new epoch begins a new one.
+
+        So does a log that has later groups: a torn commit in one would pass for a newer one than those to come.
+        """
         group, tail = self._resume_at
-        if not group or epoch_of(group) != self.epoch or tail >= GROUP_BLOCKS:
+        last = max(self.pool.groups(self.groups.vdisk), default=0)
+        if group != last or epoch_of(group) != self.epoch or tail >= GROUP_BLOCKS:
             return None, 0
         file = self.groups.file(group)
         file.ensure_open()

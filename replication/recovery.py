@@ -53,6 +53,8 @@ class LogReader:
     def __init__(self, pool: DirectoryPool, vdisk: int) -> None:
         self.pool, self.vdisk = pool, vdisk
         self._files: dict[int, GroupFile] = {}
+        self.last_version = 0
+        """Set by ``find_tail``: the highest number that any record bears, a torn one's included."""
 
     def __enter__(self) -> "LogReader":
         return self
@@ -147,6 +149,7 @@ class LogReader:
             if not found:
                 continue
             place, record, check, blocks = found[0]
+            self.last_version = record.version
             if record.version > durable_version and not self.is_whole(record):
                 if not record.previous_place:
                     return None
@@ -312,6 +315,14 @@ class IndexBuilder:
         self._cut = None
 
 
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Where the index is now, and the highest number that any record bears: the next commit's is higher."""
+
+    state: VdiskState
+    last_version: int
+
+
 def recover(
     pool: DirectoryPool,
     index: Index,
@@ -319,7 +330,7 @@ def recover(
     *,
     checkpoints: bool = True,
     progress: Progress | None = None,
-) -> VdiskState:
+) -> Recovered:
     """Brings the index up to the log's last whole commit, from scratch if what it has does not fit.
 
     Raises:
@@ -338,7 +349,7 @@ def recover(
             )
         if tail is None:
             index.forget(lineage.vdisk)
-            return VdiskState()
+            return Recovered(VdiskState(), reader.last_version)
         start, links = _starting_point(reader, index, tail, checkpoints=checkpoints)
         builder = IndexBuilder(index, start, lineage=lineage)
         for number, (place, check) in enumerate(links):
@@ -348,7 +359,7 @@ def recover(
                 progress(number, len(links))
         if links:
             builder.flush()
-        return builder.state
+        return Recovered(builder.state, reader.last_version)
 
 
 def _starting_point(

@@ -149,7 +149,7 @@ def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
     """Thread: problems found in one vdisk while no commit of it runs."""
     space, vdisk = vdisks.workspace, lineage.vdisk
     known, problems = space.index.state(vdisk), []
-    rebuilt = recover(space.pool, scratch, lineage, checkpoints=False)
+    rebuilt = recover(space.pool, scratch, lineage, checkpoints=False).state
     if known is None or known.record_check != rebuilt.record_check:
         return [f"the index is not at the log's end index={known} log={rebuilt}"]
     groups = set(space.pool.groups(vdisk))

@@ -33,7 +33,7 @@ from replication.head import DIRTY_ROWS_MAX, Head
 from replication.head_write import truncate
 from replication.log import OwnerLog
 from replication.ownership import Resting, VdiskFacts, read_facts, read_resting, rest, set_nameless
-from replication.recovery import Lineage, recover
+from replication.recovery import Lineage, Recovered, recover
 from replication.replay import replay
 from replication.workspace import Workspace
 
@@ -235,11 +235,13 @@ class Vdisks:
 
     async def _load(self, vdisk: VdiskId) -> Head:
         facts = await read_facts(self.workspace.catalog, vdisk)
-        state = await self.state(vdisk, facts)
+        recovered = await self._recovered(vdisk, facts)
+        state = recovered.state
         groups = self._groups(vdisk)
         owner_log = OwnerLog(groups, epoch=max(1, facts.epoch))
         owner_log.resume(
             version=state.version,
+            last_version=recovered.last_version,
             record_place=state.record_place,
             record_check=state.record_check,
             end=state.record_end,
@@ -278,18 +280,18 @@ class Vdisks:
         """Versions of a vdisk that others read, in order."""
         return tuple(sorted({version for parent, version in self._parents.values() if parent == vdisk}))
 
-    async def state(self, vdisk: int, facts: VdiskFacts) -> VdiskState:
+    async def _recovered(self, vdisk: int, facts: VdiskFacts) -> Recovered:
         """The index's state, brought up to the log's end if it is not there."""
         if not facts.epoch:
-            return VdiskState()  # nobody ever wrote it
+            return Recovered(VdiskState(), 0)  # nobody ever wrote it
         space, lineage = self.workspace, self.lineage(vdisk, facts)
         resting = facts.resting
 
-        def find() -> VdiskState:
+        def find() -> Recovered:
             if resting is not None:
                 known = space.index.state(vdisk)
                 if known is not None and known.record_check == resting.record_check:
-                    return known
+                    return Recovered(known, known.version)
             return recover(space.pool, space.index, lineage, progress=tell)
 
         def tell(done: int, total: int) -> None:
@@ -307,7 +309,7 @@ class Vdisks:
             parent_facts = await read_facts(self.workspace.catalog, vdisk)
             async with self._alone_at(vdisk):
                 if vdisk not in self.heads:
-                    await self.state(vdisk, parent_facts)
+                    await self._recovered(vdisk, parent_facts)
             generations.append(
                 Generation(self._groups(vdisk), version, parent_facts.absent, parent_facts.overlap)
             )
