@@ -93,6 +93,25 @@ def test_times_of_written_vdisks_do_not_go_to_the_catalog_each_time() -> None:
     on_a_mount(scenario)
 
 
+def test_times_of_vdisks_at_hand_are_set_without_pyfuse3() -> None:
+    async def scenario(mount: Mount) -> None:
+        inode, fh = await mount.create()
+        told = mount.operations.set_times_nowait(inode, 70, 80)
+        assert told is not None
+        shown = await mount.operations.getattr(inode, mount.ctx)
+        assert (told.mtime_ns, told.ctime_ns) == (shown.st_mtime_ns, shown.st_ctime_ns) == (70, 80)
+        assert (told.inode, told.mode, told.links) == (inode, shown.st_mode, 1)
+        told = mount.operations.set_times_nowait(inode, None, None)
+        assert told is not None
+        assert (told.mtime_ns, told.ctime_ns) == (70, mount.now_ns[0])
+        mount.vdisks.resting.add(inode)
+        assert mount.operations.set_times_nowait(inode, 71, 81) is None
+        assert mount.operations.set_times_nowait(ROOT_ID, 71, 81) is None
+        assert mount.operations.set_times_nowait(99999, 71, 81) is None
+
+    on_a_mount(scenario)
+
+
 def test_setattr_changes_sizes_modes_owners_and_times() -> None:
     async def scenario(mount: Mount) -> None:
         inode, fh = await mount.create()
