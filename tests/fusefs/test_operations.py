@@ -95,7 +95,7 @@ def test_times_of_written_vdisks_do_not_go_to_the_catalog_each_time() -> None:
 
 def test_times_of_vdisks_at_hand_are_set_without_pyfuse3() -> None:
     async def scenario(mount: Mount) -> None:
-        inode, fh = await mount.create()
+        inode, _ = await mount.create()
         told = mount.operations.set_times_nowait(inode, 70, 80)
         assert told is not None
         shown = await mount.operations.getattr(inode, mount.ctx)
