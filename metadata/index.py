@@ -272,7 +272,19 @@ class Index:
             raise Unavailable(f"the snapshot index cannot be written: {exc} path={self.path}") from exc
 
     def export_vdisk(self, vdisk: int, path: str) -> int:
-        """Writes all that is known of a vdisk to an SST file, in a view of this moment; returns its rows."""
+        """Writes all that is known of a vdisk to an SST file, in a view of this moment; returns its rows.
+
+        Raises:
+            Unavailable: the file cannot be written.
+        """
+        try:
+            return self._export(vdisk, path)
+        except IndexDamaged:
+            raise
+        except Exception as exc:
+            raise Unavailable(f"a checkpoint cannot be written: {exc} path={path}") from exc
+
+    def _export(self, vdisk: int, path: str) -> int:
         cursor = self._db.iter()
         writer = SstFileWriter(_options())
         writer.open(path)

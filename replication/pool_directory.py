@@ -4,7 +4,8 @@
     POOL/catalog.sqlite                              the embedded catalog (metadata/catalog_sqlite.py)
     POOL/lock                                        held by the node that has the pool mounted
     POOL/vdisks/SH/VDISK/EPOCH-NUMBER.group          extent groups, append only
-    POOL/vdisks/SH/VDISK/VERSION.checkpoint          the vdisk's index at a version, an SST file
+    POOL/vdisks/SH/VDISK/VERSION.checkpoint          the vdisk's index at a version: an SST file, and 16 bytes:
+                                                     "VDFSCKP1", xxh3-64 of the SST file, seeded with its name
 
 SH is the vdisk id's low byte, VDISK its 16 hex digits. The pool closes the group files used longest ago: a
 ``GroupFile`` outlives its descriptor, ``read_nowait`` then says no, and ``ensure_open`` heals it.
@@ -18,11 +19,15 @@ import pathlib
 import re
 import secrets
 import shutil
+import struct
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import BinaryIO
+
+from xxhash import xxh3_64
 
 from metadata.catalog_sqlite import create_sqlite_catalog
 from metadata.errors import (
@@ -47,6 +52,8 @@ OPEN_FILES_MAX = 1024
 
 _GROUP_NAME = re.compile(r"([0-9a-f]{6})-([0-9a-f]{7})\.group")
 _CHECKPOINT_NAME = re.compile(r"([0-9a-f]{16})\.checkpoint")
+_CHECKPOINT_END = struct.Struct("<8sQ")
+_CHECKPOINT_MAGIC = b"VDFSCKP1"
 _ZEROS = bytes(1 << 20)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PREALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -312,12 +319,14 @@ class DirectoryPool:
         shutil.rmtree(self.vdisk_path(vdisk), ignore_errors=True)
 
     def publish_checkpoint(self, vdisk: int, version: int, source: str) -> None:
-        """Moves a finished checkpoint file into place durably; older ones go."""
+        """Copies a finished checkpoint into place, durably; older ones go."""
         target = self.checkpoint_path(vdisk, version)
         try:
             temporary = target + ".new"
-            shutil.copyfile(source, temporary)
-            with open(temporary, "rb") as file:
+            with open(source, "rb") as sst, open(temporary, "wb") as file:
+                check = self._copy_checkpoint(sst, file, seed=(vdisk, version))
+                file.write(_CHECKPOINT_END.pack(_CHECKPOINT_MAGIC, check))
+                file.flush()
                 os.fsync(file.fileno())
             os.rename(temporary, target)
             sync_directory(self.vdisk_path(vdisk))
@@ -325,6 +334,34 @@ class DirectoryPool:
                 os.unlink(self.checkpoint_path(vdisk, older))
         except OSError as exc:
             raise pool_error(exc, f"writing {target}") from exc
+
+    def fetch_checkpoint(self, vdisk: int, version: int, target: str) -> None:
+        """Copies a checkpoint's SST file out of the pool.
+
+        Raises:
+            Corrupt: it is damaged, or another vdisk's.
+            Unavailable: the pool, or the target's disk, does not answer.
+        """
+        path = self.checkpoint_path(vdisk, version)
+        try:
+            with open(path, "rb") as file, open(target, "wb") as sst:
+                length = max(0, os.fstat(file.fileno()).st_size - _CHECKPOINT_END.size)
+                check = self._copy_checkpoint(file, sst, seed=(vdisk, version), length=length)
+                if file.read() != _CHECKPOINT_END.pack(_CHECKPOINT_MAGIC, check):
+                    raise Corrupt(f"a checkpoint fails its checksum file={path}")
+        except OSError as exc:
+            raise pool_error(exc, f"reading {path}") from exc
+
+    def _copy_checkpoint(
+        self, source: BinaryIO, target: BinaryIO, *, seed: tuple[int, int], length: int = -1
+    ) -> int:
+        """Copies so many bytes, or all, and returns their checksum."""
+        digest = xxh3_64(seed=group_seed(self.salt, *seed))
+        while length and (piece := source.read(len(_ZEROS) if length < 0 else min(len(_ZEROS), length))):
+            digest.update(piece)
+            target.write(piece)
+            length -= len(piece) if length > 0 else 0
+        return digest.intdigest()
 
     def statistics(self) -> os.statvfs_result:
         """The file system's own."""

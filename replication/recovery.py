@@ -12,6 +12,7 @@ and checksum; a break in the chain means the pool lost bytes that were durable, 
 Everything here waits for disks: threads only.
 """
 
+import os
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -372,11 +373,23 @@ def _starting_point(
         with suppress(Corrupt):  # of another history: start from the pool
             return state, reader.chain(tail, until=state)
     for version in reversed(reader.pool.checkpoints(vdisk) if checkpoints else []):
-        index.forget(vdisk)
         with suppress(VdiskfsError):  # a checkpoint only saves time
-            index.ingest(reader.pool.checkpoint_path(vdisk, version))
-            state = index.state(vdisk)
+            state = _take_in(reader.pool, index, vdisk, version=version)
             if state is not None:
                 return state, reader.chain(tail, until=state)
+    links = reader.chain(tail, until=VdiskState())
     index.forget(vdisk)
-    return VdiskState(), reader.chain(tail, until=VdiskState())
+    return VdiskState(), links
+
+
+def _take_in(pool: DirectoryPool, index: Index, vdisk: int, *, version: int) -> VdiskState | None:
+    """A checkpoint instead of what the index has of the vdisk."""
+    path = f"{index.path}.{vdisk:x}.checkpoint"
+    try:
+        pool.fetch_checkpoint(vdisk, version, path)
+        index.forget(vdisk)
+        index.ingest(path)
+        return index.state(vdisk)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
