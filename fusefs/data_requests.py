@@ -10,6 +10,7 @@ import struct
 from collections.abc import Awaitable, Callable
 
 from fusefs import fuse_abi as abi
+from fusefs.notifications import Notifications
 from metadata.errors import InvalidRequest
 from metadata.ids import VdiskId
 from replication import head_read, head_write
@@ -28,11 +29,12 @@ class DataRequests:
 
     Args:
         vdisks: where the heads are.
+        notifications: to ask the kernel for what it has not written back.
         clear_suid: takes the set-user-id and set-group-id bits off a vdisk's file.
     """
 
-    def __init__(self, vdisks: Vdisks, *, clear_suid: ClearSuid) -> None:
-        self._vdisks, self._clear_suid = vdisks, clear_suid
+    def __init__(self, vdisks: Vdisks, *, clear_suid: ClearSuid, notifications: Notifications) -> None:
+        self._vdisks, self._clear_suid, self._notifications = vdisks, clear_suid, notifications
 
     def parse(self, opcode: int, request: bytes) -> Awaitable[bytes] | None:
         """The work a request asks for; None if it is not one of these."""
@@ -87,6 +89,10 @@ class DataRequests:
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise InvalidRequest(_UNSUPPORTED)
         head = await self._vdisks.head_of(fh)
+        if self._vdisks.has_buffered_writer(
+            VdiskId(head.vdisk)
+        ):  # the kernel may hold data we have never seen
+            await self._notifications.write_back(head.vdisk, offset)
         found = await head_read.seek(head, offset, data=whence == os.SEEK_DATA)
         if found is None:
             raise InvalidRequest("nothing behind this offset", number=errno.ENXIO)

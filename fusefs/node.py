@@ -29,6 +29,7 @@ from fusefs.data_requests import DataRequests
 from fusefs.handover import report_error, report_progress, report_ready
 from fusefs.inspection import Inspection
 from fusefs.namespace_store import NamespaceStore
+from fusefs.notifications import Notifications
 from fusefs.operations import Operations
 from fusefs.settings import NodeSettings
 from metadata.catalog_sqlite import open_sqlite_catalog
@@ -193,7 +194,8 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
         wanted, now_ns = Attributes(drop_privileges=True), time.time_ns()
         await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
 
-    requests = DataRequests(vdisks, clear_suid=clear_suid)
+    notifications = Notifications(settings.fuse_fd, workspace.wait_for)
+    requests = DataRequests(vdisks, clear_suid=clear_suid, notifications=notifications)
     channel = Channel(
         settings.fuse_fd,
         settings.init_fd,
@@ -215,6 +217,7 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
             if await channel.resume():
                 if not channel.ask_resend():
                     log.warning("this kernel cannot resend requests: those in flight fail with EIO")
+                await operations.drop_orphans(kernel_knows=notifications.knows_inode)
             else:
                 await operations.drop_orphans()
             report_ready(settings.ready_fd)

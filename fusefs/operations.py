@@ -85,7 +85,7 @@ ReaddirReply = Callable[[pyfuse3.ReaddirToken, bytes, pyfuse3.EntryAttributes, i
 class ServedVdisks(Protocol):
     """What is asked of the vdisks (``replication.vdisks``, and a double in the tests)."""
 
-    async def open(self, vdisk: VdiskId) -> int: ...
+    async def open(self, vdisk: VdiskId, *, flags: int = 0) -> int: ...
     def close(self, number: int) -> None: ...
     def has_handles(self, vdisk: VdiskId) -> bool: ...
     def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None: ...
@@ -453,7 +453,7 @@ class Operations(pyfuse3.Operations):
         if kind is not Kind.FILE:
             number = errno.EISDIR if kind is Kind.DIRECTORY else errno.ELOOP
             raise InvalidRequest(f"it is no vdisk inode={inode}", number=number)
-        handle = await self._vdisks.open(VdiskId(inode))
+        handle = await self._vdisks.open(VdiskId(inode), flags=flags)
         if not flags & os.O_TRUNC:
             return handle
         try:

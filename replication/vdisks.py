@@ -21,7 +21,7 @@ import trio
 
 from metadata.catalog import OWNER_PREFIX, VDISK_PREFIX, Change, decode_value, id_in_key, owner_key, vdisk_key
 from metadata.errors import IndexDamaged, NotFound, VdiskfsError
-from metadata.ids import VdiskId
+from metadata.ids import HOLE, VdiskId
 from metadata.index import VdiskState
 from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
@@ -53,6 +53,19 @@ RESTING_AT_ONCE = 8
 TELL_FROM_RECORDS = 1024
 """A replay of more commits than this says how far it is."""
 
+_UNTOUCHED = VdiskFacts(
+    parent=None,
+    absent=HOLE,
+    overlap=0,
+    resting=None,
+    nameless=False,
+    node="",
+    epoch=0,
+    revision=0,
+    owner_revision=0,
+)
+"""Of a vdisk that was made and never changed."""
+
 StartOver = Callable[[VdiskfsError], NoReturn]
 
 
@@ -76,6 +89,8 @@ class Handle:
 
     vdisk: VdiskId
     errors_told: int
+    buffered_writer: bool = True
+    """It may write through the kernel's cache; so may one that a dead daemon gave out."""
 
 
 class Vdisks:
@@ -134,8 +149,8 @@ class Vdisks:
 
     # ---- handles
 
-    async def open(self, vdisk: VdiskId) -> int:
-        """Loads the head and returns a new handle's number.
+    async def open(self, vdisk: VdiskId, *, flags: int = 0) -> int:
+        """Loads the head and returns a new handle's number. ``flags``: of open(2).
 
         Raises:
             NotFound: no such vdisk.
@@ -149,9 +164,14 @@ class Vdisks:
             raise
         self._serial += 1
         number = (self._serial & (2 * _SERIALS - 1)) << HANDLE_SHIFT | vdisk
-        self.handles[number] = Handle(vdisk, head.error_no)
+        buffered_writer = bool(flags & (os.O_WRONLY | os.O_RDWR)) and not flags & os.O_DIRECT
+        self.handles[number] = Handle(vdisk, head.error_no, buffered_writer)
         self.heads_by_handle[number] = head
         return number
+
+    def has_buffered_writer(self, vdisk: VdiskId) -> bool:
+        """Whether the kernel may hold data of this vdisk that no request has brought yet."""
+        return any(handle.vdisk == vdisk and handle.buffered_writer for handle in self.handles.values())
 
     def close(self, number: int) -> None:
         """Gives a handle back."""
@@ -234,7 +254,9 @@ class Vdisks:
             done.set()
 
     async def _load(self, vdisk: VdiskId) -> Head:
-        facts = await read_facts(self.workspace.catalog, vdisk)
+        facts = _UNTOUCHED
+        if vdisk in self._claimed or vdisk in self._parents:
+            facts = await read_facts(self.workspace.catalog, vdisk)
         recovered = await self._recovered(vdisk, facts)
         state = recovered.state
         groups = self._groups(vdisk)

@@ -61,7 +61,7 @@ class VdisksInMemory:
     waits: int = 0
     clock_ns: Callable[[], int] = lambda: 0
 
-    async def open(self, vdisk: VdiskId) -> int:
+    async def open(self, vdisk: VdiskId, *, flags: int = 0) -> int:
         await trio.lowlevel.checkpoint()
         self._check(vdisk)
         number = (len(self.handles) + 1) << HANDLE_SHIFT | vdisk
