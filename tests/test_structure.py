@@ -26,7 +26,6 @@ PURE = {
     "replication.caches",
     "fusefs.fuse_abi",
     "fusefs.settings",
-    "tools.bench_report",
     "tools.sizes",
 }
 """Modules that only compute: no clock, no chance, no outside world, and no module of ours that has any."""

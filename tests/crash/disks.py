@@ -1,9 +1,10 @@
 """Disks of a test's own: one that fails on demand, one that is small. Loop devices, so root only.
 
-    ext4 without a journal -> loop device -> nbdfuse -> nbdkit (file, with its error filter)
+    ext4 -> loop device -> nbdfuse -> nbdkit (file, with its error filter)
+         -> its journal on another loop device, which never fails
 
-Without a journal, because a journal that cannot be written makes the whole file system read-only for good; it
-is the single failed read or write that is wanted.
+A journal that cannot be written would make the whole file system read-only for good, and hide what is looked
+for: single writes and syncs of files that fail, and work again later.
 """
 
 import os
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from tests.mounted_pool import END_S, mountpoints
 
 ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+
+JOURNAL_BYTES = 16 << 20
 
 
 def run(*command: object) -> str:
@@ -50,13 +53,14 @@ class FailingDisk:
         folder.mkdir()
         self.mountpoint = folder / "mnt"
         self._image, self._export, self._flags = folder / "image", folder / "export", folder / "flags"
+        self._journal = folder / "journal"
         self.mountpoint.mkdir()
         self._flags.mkdir()
         self._export.touch()
-        with self._image.open("wb") as file:
-            file.truncate(size)
-        run("mkfs.ext4", "-q", "-F", "-m", "0", self._image)
-        self._loop = ""
+        for image, length in ((self._image, size), (self._journal, JOURNAL_BYTES)):
+            with image.open("wb") as file:
+                file.truncate(length)
+        self._loop = self._journal_loop = ""
         self._log = (folder / "log").open("w+")
         filters = [
             f"error-{what}{option}"
@@ -81,7 +85,12 @@ class FailingDisk:
             except subprocess.TimeoutExpired:
                 continue
             raise AssertionError(pathlib.Path(self._log.name).read_text())
+        self._journal_loop = run("losetup", "-f", "--show", self._journal)
         self._loop = run("losetup", "-f", "--direct-io=on", "--show", self._export)
+        run("mke2fs", "-q", "-F", "-b", "4096", "-O", "journal_dev", self._journal_loop)
+        run(
+            "mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-J", f"device={self._journal_loop}", self._loop
+        )
         self.mount()
 
     def mount(self) -> None:
@@ -107,8 +116,8 @@ class FailingDisk:
         self.heal()
         for path, _ in mountpoints(self.mountpoint):
             run("umount", "-l", path)
-        if self._loop:
-            run("losetup", "-d", self._loop)
+        for loop in filter(None, (self._loop, self._journal_loop)):
+            run("losetup", "-d", loop)
         if mountpoints(self._export):
             run("fusermount3", "-u", "-z", self._export)
         try:
