@@ -167,24 +167,47 @@ def test_direct_and_buffered_io_see_each_other(mounted: MountedPool) -> None:
         os.close(buffered)
 
 
-def test_cp_of_a_large_vdisk_takes_no_time_and_no_space(mounted: MountedPool) -> None:
-    """10 GiB that were really written cannot be copied within the deadline; shared extents can."""
-    disk, copy = mounted.create("disk", "10G"), mounted.mountpoint / "copy"
-    with disk.open("r+b") as file:
-        for number in range(40):
-            os.pwrite(file.fileno(), os.urandom(64 * 1024), number * 256 * MIB)
-    before = sum(path.stat().st_blocks * 512 for path in mounted.pool.rglob("*") if path.is_file())
-    subprocess.run(["cp", "--sparse=never", disk, copy], check=True, timeout=COMMAND_S)
-    after = sum(path.stat().st_blocks * 512 for path in mounted.pool.rglob("*") if path.is_file())
-    assert after - before < 8 * MIB
-    assert copy.stat().st_size == 10 * GIB
+def pool_bytes(mounted: MountedPool) -> int:
+    """What the pool occupies on its disk."""
+    return sum(path.stat().st_blocks * 512 for path in mounted.pool.rglob("*") if path.is_file())
+
+
+def test_cp_of_a_written_vdisk_shares_every_block(mounted: MountedPool) -> None:
+    disk, copy = mounted.mountpoint / "disk", mounted.mountpoint / "copy"
+    data = os.urandom(96 * MIB)
+    disk.write_bytes(data)
+    before = pool_bytes(mounted)
+    subprocess.run(["cp", disk, copy], check=True, timeout=COMMAND_S)
+    assert pool_bytes(mounted) - before < 4 * MIB
+    assert copy.read_bytes() == data
+    with copy.open("r+b", buffering=0) as file:
+        file.write(b"only here")
+        os.fsync(file.fileno())
+    assert disk.read_bytes() == data
+    mounted.umount()
+    mounted.mount()
+    assert copy.read_bytes() == b"only here" + data[9:]
+    disk.unlink()
+    assert copy.read_bytes() == b"only here" + data[9:]
+    mounted.run("check", mounted.mountpoint)
+
+
+def test_ten_gibibytes_are_shared_within_a_call(mounted: MountedPool) -> None:
+    """What cp asks for, at a size that could not be moved byte by byte."""
+    disk, copy = mounted.create("disk", "10G"), mounted.create("copy", 0)
     with disk.open("r+b") as source, copy.open("r+b") as target:
         for number in range(40):
-            expected = os.pread(source.fileno(), 64 * 1024, number * 256 * MIB)
-            assert os.pread(target.fileno(), 64 * 1024, number * 256 * MIB) == expected
-        os.pwrite(target.fileno(), b"only here", 0)
-        assert os.pread(source.fileno(), 9, 0) != b"only here"
-    mounted.run("check", mounted.mountpoint)
+            os.pwrite(source.fileno(), os.urandom(BLOCK), number * 256 * MIB)
+        os.fsync(source.fileno())
+        before, done = pool_bytes(mounted), 0
+        while done < 10 * GIB:
+            copied = os.copy_file_range(source.fileno(), target.fileno(), 10 * GIB, done, done)
+            assert copied > 0
+            done += copied
+        assert pool_bytes(mounted) - before < 4 * MIB
+        for number in range(40):
+            expected = os.pread(source.fileno(), 2 * BLOCK, number * 256 * MIB)
+            assert os.pread(target.fileno(), 2 * BLOCK, number * 256 * MIB) == expected
 
 
 def test_a_range_copied_within_a_file_is_a_copy(mounted: MountedPool) -> None:
