@@ -125,7 +125,7 @@ class Channel:
                     continue
                 raise
             spins = 0
-            _, opcode, unique, _, _, _, _, _, _, fh, offset, size, flags, _, open_flags = unpack(request)
+            opcode, unique, fh, offset, size, flags, open_flags = unpack(request)
             if opcode == abi.READ:
                 head = heads.get(fh)
                 if (offset | size) & 511 and open_flags & abi.O_DIRECT:

@@ -15,8 +15,8 @@ IN_HEADER = struct.Struct("<IIQQIIIHH")
 IN_HEADER_BYTES = 40
 OUT_HEADER = struct.Struct("<IiQ")
 """length, -errno, unique"""
-REQUEST_HEAD = struct.Struct("<IIQQIIIHHQQIIQI")
-"""IN_HEADER, then of READ and WRITE: fh, offset, size, read or write flags, lock owner, open flags"""
+REQUEST_HEAD = struct.Struct("<4xIQ24xQQII8xI")
+"""opcode, unique; of READ and WRITE also: fh, offset, size, read or write flags, open flags"""
 WRITE_DATA_AT = 80
 FSYNC_IN = struct.Struct("<QI")
 """fh, flags"""

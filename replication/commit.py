@@ -158,6 +158,7 @@ def _begin(head: Head) -> _Prepared:
     head.committing, head.dirty = head.dirty, set()
     head.pinned[:] = head.dirty, head.committing
     groups.pinned[1], groups.pinned[0] = groups.pinned[0], set()
+    head.tail_key = -1
     cut = head.cutting_vblock = head.cut_vblock
     head.cut_vblock = None
     time_ns = head.mtime_ns or time.time_ns()

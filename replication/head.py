@@ -22,7 +22,7 @@ import trio
 from xxhash import xxh3_64_intdigest
 
 from metadata.errors import VdiskfsError
-from metadata.ids import CUT, HOLE, PARENT
+from metadata.ids import CUT, HOLE, PARENT, POSITION_MASK
 from metadata.index import Nowait
 from metadata.journal_entries import digest_of
 from metadata.rows import own_block_count, runs, uniform_row
@@ -45,6 +45,7 @@ _now_ns = time.time_ns
 _ZERO_BLOCK = memoryview(bytes(BLOCK_BYTES))
 _ZEROS = bytes(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES)
 _scratch = memoryview(bytearray(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES))
+_BLOCK = _scratch[:BLOCK_BYTES]
 """Replies are written before the next request is read, so one buffer serves them all."""
 
 
@@ -79,6 +80,7 @@ class Head:
         self.vdisk, self.workspace = groups.vdisk, workspace
         self.groups, self.log, self.ancestry = groups, log, ancestry
         self.index, self.journal = workspace.index, workspace.journal
+        self._files, self._segments = groups.files, groups.segments
         self._cache = workspace.row_cache
         self.room_lock = trio.Lock()
         """Held while the log gets room, or is mended; and while a change is made that may not interleave."""
@@ -100,6 +102,9 @@ class Head:
         self.change_no = 0
         """Counts acknowledged changes."""
         self.committed_no = 0
+        self.tail_key = -1
+        """The checksum segment that appends fill now and the next commit holds; a commit sets it to -1."""
+        self._tail_segment = array("I")
         self.sync_waiters: list[Callable[[], None]] = []
         """Called when the commit that runs now has ended, well or not."""
         self.commits = 0
@@ -136,8 +141,14 @@ class Head:
             if place == HOLE:
                 return _ZERO_BLOCK
             if place != PARENT:
-                view = _scratch[:BLOCK_BYTES]
-                return view if self.groups.read_run_nowait(view, place, 1) else None
+                file, segment = self._files.get(place >> 16), self._segments.get(place >> 8)
+                if file is None or segment is None:
+                    return _BLOCK if self.groups.read_run_nowait(_BLOCK, place, 1) else None
+                position = place & POSITION_MASK
+                if not file.read_nowait(_BLOCK, position):
+                    return None
+                found = _hash(_BLOCK, file.seed + position) & 0xFFFFFFFF
+                return _BLOCK if found == segment[place & 255] else None  # the slow way tells what is wrong
         end = min(offset + size, self.size)
         if end <= offset:
             return b""
@@ -236,9 +247,9 @@ class Head:
         length = len(data)
         if (offset | length) & 4095 or not length:
             return self._patch_nowait(offset, data)
-        count, log = length >> 12, self.log
+        count, log, journal = length >> 12, self.log, self.journal
         position, file = log.tail, log.file
-        if position + count > log.limit or self.journal.room() < 2 * count + 2:
+        if position + count > log.limit or journal.sequence + 2 * count + 2 > journal.limit:
             return False
         if file is None or file.fd < 0:  # the pool has closed it meanwhile
             return False
@@ -261,11 +272,11 @@ class Head:
             log.tail = position + 1
             place = file.base + position
             check = _hash(data, file.seed + position) & 0xFFFFFFFF
-            segment = self.groups.segments.get(place >> 8)
-            if segment is None or place >> 8 not in self.groups.pinned[0]:
-                self.groups.note_checksums(place, array("I", (check,)))
+            if place >> 8 == self.tail_key:
+                self._tail_segment[place & 255] = check
             else:
-                segment[place & 255] = check
+                self.groups.note_checksums(place, array("I", (check,)))
+                self.tail_key, self._tail_segment = place >> 8, self.groups.segments[place >> 8]
             first = block_no & 255
             if row[first] <= PARENT:
                 self.own_blocks += 1
@@ -273,9 +284,14 @@ class Head:
             self.dirty.add(block_no >> 8)
             if end > self.size:
                 self.size = end
-            self._note(block_no, 1, place)
-            log.pending.checksums.append(check)
-            self._journal(block_no, 1, place, check)
+            pending = log.pending
+            if file.group not in pending.files or not pending.first_sequence:
+                self._note(block_no, 1, place)
+            else:
+                pending.note(block_no, 1, place)
+                self.change_no += 1
+            pending.checksums.append(check)
+            journal.append(self.vdisk, log.last_version + 1, block_no, place, self.size, 1, check)
         self.mtime_ns = _now_ns()
         return True
 
@@ -313,10 +329,7 @@ class Head:
         self.change_no += 1
 
     def _journal(self, block_no: int, count: int, place: int, digest: int) -> None:
-        version = self.log.last_version + 1
-        self.journal.append(
-            self.vdisk, version, block_no=block_no, place=place, size=self.size, count=count, digest=digest
-        )
+        self.journal.append(self.vdisk, self.log.last_version + 1, block_no, place, self.size, count, digest)
 
     def write_blocks(self, block_no: int, data: memoryview, count: int, *, size: int) -> None:
         """Whole blocks of loaded vblocks, room made; all-zero blocks become holes. ``size``: the vdisk's, after."""

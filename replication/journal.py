@@ -55,12 +55,13 @@ class Journal:
         self.limit = 1 + capacity
         """The sequence that would overwrite an entry still needed."""
 
-    def append(
-        self, vdisk: int, version: int, *, block_no: int, place: int, size: int, count: int, digest: int
-    ) -> None:
-        """Notes one change; see ``JournalEntry``. The caller has seen to it that there is room."""
+    def append(self, *entry: int) -> None:
+        """Notes one change: vdisk, version, block number, place, size, block count, digest (``JournalEntry``).
+
+        The caller has seen to it that there is room.
+        """
         sequence = self.sequence
-        body = _pack_body(sequence, vdisk, version, block_no, place, size, count, digest)
+        body = _pack_body(sequence, *entry)
         at = sequence % self.capacity * ENTRY_BYTES
         self._map[at : at + ENTRY_BYTES] = body + _pack_check(xxh3_64_intdigest(body, self._salt))
         self.sequence = sequence + 1

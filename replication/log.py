@@ -372,6 +372,11 @@ class OwnerLog:
                 pending.note_shared(block_no, count, place)
         self.use_room(rescued.room)
 
+    @property
+    def end(self) -> int:
+        """Position behind the last commit's record, where nothing is pending."""
+        return self._resume_at[1] if self.file is None else self.tail
+
     def count_shared(self) -> None:
         """An extent without blocks has joined: the record it makes longer takes room from blocks to come."""
         self._shared += 1

@@ -351,14 +351,14 @@ class Vdisks:
             await checkpoint_if_due(head)
             async with head.room_lock:
                 head.log.close_room()  # a change after this needs room first, and waits for the lock
-                if head.is_dirty or head.log.file is None:
+                if head.is_dirty:
                     return  # written meanwhile
                 await self.workspace.wait_for(head.log.trim)
                 resting = Resting(
                     version=head.log.version,
                     record_place=head.log.record_place,
                     record_check=head.log.record_check,
-                    record_end=head.log.tail,
+                    record_end=head.log.end,
                     size=head.size,
                     own_blocks=head.own_blocks,
                     mtime_ns=head.mtime_ns,
