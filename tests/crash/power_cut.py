@@ -48,6 +48,9 @@ class Recorded:
     recording: Recording
     history: History
     mappings: set[str]
+    since_ns: int
+    """The pool was formatted by then."""
+    prefilled: bool
 
     def vdisks(self) -> set[int]:
         """Every vdisk the writers touched."""
@@ -55,10 +58,9 @@ class Recorded:
 
     def moments(self, chance: random.Random) -> Iterator[int]:
         """Times at which the power may fail, those right behind a sync more often than others."""
-        syncs = [
-            operation.end_ns + 1 for operation in self.recording.operations if isinstance(operation, Sync)
-        ]
-        others = [operation.start_ns for operation in self.recording.operations]
+        done = [operation for operation in self.recording.operations if operation.start_ns > self.since_ns]
+        syncs = [operation.end_ns + 1 for operation in done if isinstance(operation, Sync)]
+        others = [operation.start_ns for operation in done]
         while True:
             yield chance.choice(syncs if chance.random() < 0.5 else others)
 
@@ -117,15 +119,27 @@ def prefill(pool: MountedPool, notes: pathlib.Path) -> None:
         pool.umount()
 
 
-def record(folder: pathlib.Path, *, seed: int, writes_max: int) -> Recorded:
-    """Mount a pool under the recorder, let writers loose, unmount."""
+def record(folder: pathlib.Path, *, seed: int, writes_max: int, prefilled: bool) -> Recorded:
+    """Mount a pool under the recorder, let writers loose, unmount.
+
+    Args:
+        prefilled: the recording begins with a pool in use; else with the formatting of a new one.
+    """
     folder.mkdir()
     pool = MountedPool(folder)
     notes, logs = folder / "notes", folder / "logs"
-    logs.mkdir()
-    pool.run("format", pool.pool)
-    prefill(pool, notes)
+    for path in (logs, pool.pool, pool.state):
+        path.mkdir(mode=0o700)
+    if prefilled:
+        pool.run("format", pool.pool)
+        prefill(pool, notes)
     log = StraceLog([pool.pool, pool.state])
+    if not prefilled:
+        command = [sys.executable, "-m", "tools.cli", "format", pool.pool]
+        subprocess.run(
+            ["strace", *OPTIONS, "-o", logs / "format", *command], env=package_environment(), check=True
+        )
+    since_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
     with recorded_mount(pool, logs):
         sampler = JournalSampler(pool.state / "journal")
         writing = Writing(pool.mountpoint, notes, seed=seed, writes_max=writes_max, round_no=0)
@@ -135,11 +149,11 @@ def record(folder: pathlib.Path, *, seed: int, writes_max: int) -> Recorded:
         finally:
             writing.close()
             sampler.close()
-    log.read(sorted(logs.glob("trace.*")))
+    log.read([*logs.glob("format.*"), *logs.glob("trace.*")])
     log.sampled(str(sampler.path), sampler.samples)
     history = History()
     writing.add_to(history)
-    return Recorded(log.recording, history, log.shared_mappings)
+    return Recorded(log.recording, history, log.shared_mappings, since_ns, prefilled)
 
 
 @contextmanager
