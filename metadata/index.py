@@ -42,8 +42,9 @@ _ROW_KEY = struct.Struct(">cQQQ")
 _SEGMENT_KEY = struct.Struct(">cQQ")
 _VDISK_KEY = struct.Struct(">cQ")
 _U64_MAX = (1 << 64) - 1
-_MEMTABLE_BYTES = 16 << 20
+_MEMTABLE_BYTES = 8 << 20
 _BLOCK_CACHE_BYTES = 24 << 20
+_BLOCK_BYTES = 16 << 10  # eight dense rows: the table of blocks, kept in memory, stays small
 _OPEN_FILES_MAX = 1024
 
 
@@ -106,6 +107,7 @@ def _options() -> Options:
     table.set_bloom_filter(10, False)
     table.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
     table.set_cache_index_and_filter_blocks(False)  # in memory with each open file: "absent" needs no disk
+    table.set_block_size(_BLOCK_BYTES)
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_block_based_table_factory(table)

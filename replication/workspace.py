@@ -11,10 +11,10 @@ from replication.disk_threads import DiskThreads
 from replication.journal import Journal
 from replication.pool_directory import DirectoryPool
 
-ROWS_MAX = 16384
-"""Decoded rows in memory, 2.2 KiB each: 36 MiB, the map of 16 GiB."""
-SEGMENTS_MAX = 16384
-"""Checksum segments in memory, 1.1 KiB each: 18 MiB, those of 16 GiB."""
+ROWS_MAX = 12288
+"""Decoded rows in memory, 2.3 KiB each: 28 MiB, the map of 12 GiB."""
+SEGMENTS_MAX = 12288
+"""Checksum segments in memory, 1.2 KiB each: 14 MiB, those of 12 GiB."""
 THREADS_MAX = 16
 """Pool and index calls that wait for a disk at once."""
 COMMITS_MAX = 4
