@@ -76,7 +76,7 @@ async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> bool:
             if target.ancestry.generations:
                 nearest = target.ancestry.generations[0]
                 return (nearest.groups.vdisk, nearest.version) == parent
-            if target.own_blocks or target.generation > 1 or not source.log.version:
+            if target.own_blocks or target.generation > 1 or not source.log.version or source.index_lags:
                 return False
             # No await since the look at the source: its next commit leaves these rows alone.
             source.keep(source.log.version)

@@ -494,6 +494,11 @@ class Head:
         return min((sequence for sequence in sequences if sequence), default=self.journal.sequence)
 
     @property
+    def index_lags(self) -> bool:
+        """Whether something is not in the index yet, though perhaps committed: the index could not be written."""
+        return bool(self.dirty or self.committing) or self.cut_vblock is not None
+
+    @property
     def is_dirty(self) -> bool:
         """Whether anything acknowledged is not committed."""
         return self.change_no != self.committed_no
