@@ -1,5 +1,6 @@
 """Where a vdisk's bytes live, for people and tools that ask."""
 
+from dataclasses import replace
 from typing import Any
 
 from metadata.ids import POSITION_MASK, epoch_of, number_of
@@ -29,7 +30,7 @@ async def describe(vdisks: Vdisks, vdisk: int) -> dict[str, Any]:
         "allocated_bytes": head.own_blocks * BLOCK_BYTES,
         "mtime_ns": head.mtime_ns,
         "groups": len(sizes),
-        "group_bytes": sum(sizes),
+        "pool_bytes": sum(sizes),
         "parent": {"vdisk": generations[0].groups.vdisk, "version": generations[0].version}
         if generations
         else None,
@@ -54,13 +55,27 @@ async def map_range(vdisks: Vdisks, vdisk: int, offset: int, length: int) -> lis
     while block_no <= last:
         count = min(last + 1, ((block_no >> 8) + _VBLOCKS_AT_ONCE) << 8) - block_no
         await load_rows(head, range(block_no >> 8, (block_no + count - 1 >> 8) + 1), parents=True)
-        plan = plan_runs(head, block_no, count)
+        plan = _joined(plan_runs(head, block_no, count))
         extents += await _extents(head, plan)
         block_no += count
     extents[0]["length"] -= offset - extents[0]["offset"]
     extents[0]["offset"] = offset
     extents[-1]["length"] = end - extents[-1]["offset"]
     return extents
+
+
+def _joined(plan: list[Run]) -> list[Run]:
+    """Runs that go on across the border of two rows as one."""
+    joined: list[Run] = []
+    for run in plan:
+        last = joined[-1] if joined else None
+        if last is not None and last.groups is run.groups and last.inherited == run.inherited:
+            follows = last.place + last.count == run.place
+            if run.groups is None or (follows and last.place >> 16 == run.place >> 16):
+                joined[-1] = replace(last, count=last.count + run.count)
+                continue
+        joined.append(run)
+    return joined
 
 
 async def _extents(head: Head, plan: list[Run]) -> list[dict[str, Any]]:
