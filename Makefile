@@ -7,6 +7,7 @@
 #   make fuzz       random operations through the kernel against a model          SECONDS=60
 #   make simulate   power cuts: states in which unsynced writes are lost or torn   ROUNDS=500
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
+#   make wheel      the built wheel, installed by itself, under copied tests
 #   make bare       demo and test inside a fresh Debian 12 made by debootstrap
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PY := .venv/bin/python
 SEED ?=
 LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
-.PHONY: demo test check format lint types bench fuzz simulate crash bare clean install-run install-test
+.PHONY: demo test check format lint types bench fuzz simulate crash wheel bare clean install-run install-test
 
 install-run install-test:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -50,6 +51,15 @@ simulate: install-test
 crash: ROUNDS ?= 50
 crash: install-test
 	$(PY) -m pytest tests/crash/test_kill.py --rounds=$(ROUNDS) $(LONG) $(ARGS)
+
+WHEEL := .build/wheel
+wheel: install-test
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir $(WHEEL) .
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet "$$(ls $(WHEEL)/*.whl)[test]"
+	cp -r tests pyproject.toml $(WHEEL)/
+	cd $(WHEEL) && venv/bin/python -m pytest --ignore=tests/test_structure.py --ignore=tests/crash --ignore=tests/guest $(ARGS)
 
 bare:
 	@.ci/install bare

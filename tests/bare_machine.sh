@@ -39,6 +39,7 @@ cp -L /etc/ssl/certs/ca-certificates.crt "$machine/etc/ssl/certs/" || true
 for file in /etc/pip.conf /etc/apt/apt.conf.d/*proxy*; do
     if [ -e "$file" ]; then cp -L "$file" "$machine$file"; fi
 done
+ln -s ../proc/self/mounts "$machine/etc/mtab" # as its first boot would have; fusermount3 looks there
 mount --bind "$machine" "$machine" # so that its root is a mount, as every machine's is
 mount -t proc proc "$machine/proc"
 mount -t sysfs sys "$machine/sys"

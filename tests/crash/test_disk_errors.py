@@ -196,6 +196,37 @@ def test_a_full_pool_refuses_writes_loses_nothing_and_goes_on_when_there_is_spac
     full_pool.run("check", full_pool.mountpoint)
 
 
+def test_a_full_state_directory_stops_nobody_who_is_mounted(tmp_path: pathlib.Path) -> None:
+    """The index lags behind then; the pool is the truth. A new mount says what it lacks."""
+    (tmp_path / "run").mkdir()
+    with small_disk(tmp_path / "small", 64 * MIB) as mountpoint:
+        pool = MountedPool(tmp_path / "run")
+        pool.state = mountpoint / "state"
+        pool.expects_errors = True
+        try:
+            pool.run("format", pool.pool)
+            pool.mount()
+            disk = pool.create("disk", "1M")
+            ballast = mountpoint / "ballast"
+            with ballast.open("wb", buffering=0) as file:
+                assert error_of(lambda: [file.write(bytes(BLOCK)) for _ in range(1 << 20)]) == errno.ENOSPC
+            descriptor = os.open(disk, os.O_RDWR)
+            for value in (1, 2):
+                write_all(descriptor, value)
+                os.fsync(descriptor)
+            os.close(descriptor)
+            assert values(disk) == {2}
+            pool.umount()
+            refused = pool.run("mount", pool.pool, pool.mountpoint, "--state", pool.state, exit_code=1)
+            assert "space" in refused.stderr
+            ballast.unlink()
+            pool.mount()
+            assert values(disk) == {2}
+            pool.run("check", pool.mountpoint)
+        finally:
+            pool.tear_down()
+
+
 def test_buffered_writes_to_a_full_pool_fail_at_the_latest_in_fsync(full_pool: MountedPool) -> None:
     disk = full_pool.create("disk", "1G")
 
