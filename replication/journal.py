@@ -80,11 +80,14 @@ class Journal:
         sequences = array("Q", bytes(self._map))[:: ENTRY_BYTES // 8]
         (needed_from,) = _HINT.unpack_from(self._map, self.capacity * ENTRY_BYTES)
         del sequences[self.capacity :]
-        slots = [
-            slot
+        written = [
+            (slot, sequence)
             for slot, sequence in enumerate(sequences)
-            if sequence >= needed_from and sequence and sequence % self.capacity == slot
+            if sequence and sequence % self.capacity == slot
         ]
+        if needed_from > 1 + max((sequence for _, sequence in written), default=0):
+            needed_from = 0  # no such hint was ever given
+        slots = [slot for slot, sequence in written if sequence >= needed_from]
         found = (
             decode_entry(self._map[at * ENTRY_BYTES : (at + 1) * ENTRY_BYTES], self._salt) for at in slots
         )
