@@ -328,9 +328,18 @@ class OwnerLog:
         Raises:
             Corrupt, Unavailable: something cannot be read back as it was written.
         """
-        room = self.make_room(1, tail=0)
-        files, renewed = [room.file], []
-        at = 0
+        room = self._next_room(1)
+        files: list[GroupFile] = [room.file]
+        try:
+            return self._rescue_into(room, files)
+        except VdiskfsError:
+            for file in files:  # the next try begins with new ones
+                file.close()
+                self.pool.remove_group(file.vdisk, file.group)
+            raise
+
+    def _rescue_into(self, room: "Room", files: list[GroupFile]) -> "Rescued":
+        renewed, at = [], 0
         words = self.pending.extents
         for index in range(0, len(words), 2):
             block_no, count, place = words[index] >> 16, (words[index] & 0xFFFF) + 1, words[index + 1]
@@ -340,21 +349,22 @@ class OwnerLog:
                 data = memoryview(bytearray(count * BLOCK_BYTES))
                 self.groups.files[place >> 16].ensure_open()
                 self.groups.read_run(data, place, checksums)
-                room = self._rewrite(room, data, count)
+                room = self._room_for(room, count)
                 if room.file is not files[-1]:
                     files.append(room.file)
-                place = room.file.base + room.tail - count
-                checksums = block_checksums(data, room.file.seed + room.tail - count)
+                room.file.write(data, room.tail)
+                place = room.file.base + room.tail
+                checksums = block_checksums(data, room.file.seed + room.tail)
+                room = Room(room.file, room.tail + count, room.limit)
             renewed.append((block_no, count, place, checksums))
         return Rescued(room, files, renewed)
 
-    def _rewrite(self, room: "Room", data: memoryview, count: int) -> "Room":
+    def _room_for(self, room: "Room", count: int) -> "Room":
         if room.tail + count > GROUP_BLOCKS:
-            room = self._next_room(count)
-        elif room.tail + count > room.limit:
-            room = self._grow(room.file, room.tail, block_count=count)
-        room.file.write(data, room.tail)
-        return Room(room.file, room.tail + count, room.limit)
+            return self._next_room(count)
+        if room.tail + count > room.limit:
+            return self._grow(room.file, room.tail, block_count=count)
+        return room
 
     def use_rescued(self, rescued: "Rescued") -> None:
         """The pending list becomes the rescued one."""
