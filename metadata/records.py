@@ -7,7 +7,7 @@ Bytes, little-endian, padded with zeros to whole blocks:
     16   4   blocks the record takes, padding included
     20   4   extents
     24   4   checksums (one for each block of each extent that has bytes)
-    28   4   reserved, 0
+    28   4   low half of xxh3-64 of bytes 16 to 27 and 32 to 103, seeded likewise
     32   8   vdisk           40  8  version          48  8  previous version
     56   8   previous record's place (0: none)      64  8  previous record's checksum
     72   8   size of the vdisk, bytes               80  8  time of the commit, ns since 1970
@@ -17,7 +17,8 @@ Bytes, little-endian, padded with zeros to whole blocks:
 
 The epoch is in the record's place. The checksum's seed holds the pool's secret salt, the vdisk, the
 group and the position, so neither guest data nor a record copied elsewhere passes for a record. Records
-are chained by place and checksum: recovery finds the last one and walks back.
+are chained by place and checksum: recovery finds the last one and walks back. The header has a checksum of its
+own, so that guest data cannot make recovery read megabytes for each block that merely begins like a record.
 """
 
 import struct
@@ -37,7 +38,7 @@ EXTENT_BYTES = 16
 CHECKSUM_BYTES = 4
 EXTENT_BLOCKS_MAX = 1 << 16
 RECORD_BLOCKS_MAX = 1 << 14
-"""64 MiB: what a reader will believe of a length it has not verified yet."""
+"""64 MiB: longer ones are not written."""
 
 SEED_MASK = (1 << 62) - 1
 
@@ -96,14 +97,19 @@ def encode_record(record: CommitRecord, seed: int) -> tuple[bytes, int]:
         record.own_blocks,
         record.overlap,
     )
-    body = header[16:] + record.extents.tobytes() + record.checksums.tobytes()
+    body = header[16:28] + _header_check(header, seed) + header[32:]
+    body += record.extents.tobytes() + record.checksums.tobytes()
     check = xxh3_64_intdigest(body, seed)
     return (MAGIC + check.to_bytes(8, "little") + body).ljust(blocks * BLOCK_BYTES, b"\0"), check
 
 
-def peek_block_count(block: bytes) -> int:
-    """Blocks of the record that may start in this block; 0 if none does. Nothing is verified yet."""
-    if len(block) < HEADER_BYTES or block[:8] != MAGIC:
+def _header_check(header: bytes, seed: int) -> bytes:
+    return xxh3_64_intdigest(header[16:28] + header[32:HEADER_BYTES], seed).to_bytes(8, "little")[:4]
+
+
+def peek_block_count(block: bytes, seed: int) -> int:
+    """Blocks of the record that starts in this block; 0 if none does. Only its header is verified."""
+    if len(block) < HEADER_BYTES or block[:8] != MAGIC or block[28:32] != _header_check(block, seed):
         return 0
     blocks = int(struct.unpack_from("<I", block, 16)[0])
     return blocks if 0 < blocks <= RECORD_BLOCKS_MAX else 0
@@ -118,10 +124,10 @@ def decode_record(data: bytes, seed: int) -> tuple[CommitRecord, int]:
     if len(data) < HEADER_BYTES or data[:8] != MAGIC:
         raise Corrupt("no commit record here")
     fields = _HEADER.unpack_from(data)
-    check, blocks, extent_count, checksum_count, reserved = fields[1:6]
+    check, blocks, extent_count, checksum_count = fields[1:5]
     extents_end = HEADER_BYTES + EXTENT_BYTES * extent_count
     end = extents_end + CHECKSUM_BYTES * checksum_count
-    if end > len(data) or blocks != record_block_count(extent_count, checksum_count) or reserved:
+    if end > len(data) or blocks != record_block_count(extent_count, checksum_count):
         raise Corrupt(f"commit record with impossible lengths blocks={blocks} bytes={len(data)}")
     if xxh3_64_intdigest(data[16:end], seed) != check:
         raise Corrupt("commit record fails its checksum")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from metadata.errors import Corrupt, NotFound, VdiskfsError
 from metadata.ids import CUT, HOLE, PARENT, POSITION_MASK
 from metadata.index import Index, IndexBatch, VdiskState
-from metadata.records import CommitRecord, decode_record, peek_block_count
+from metadata.records import MAGIC, CommitRecord, decode_record, peek_block_count
 from metadata.rows import encode_row, uniform_row
 from metadata.units import BLOCK_BYTES, SEGMENT_BLOCKS, VBLOCK_BLOCKS
 from replication.ancestry import absent_row
@@ -82,7 +82,7 @@ class LogReader:
         file, position = self.file(place >> 16), place & POSITION_MASK
         first = bytearray(BLOCK_BYTES)
         got = file.read(memoryview(first), position)
-        blocks = peek_block_count(bytes(first[:got]))
+        blocks = peek_block_count(bytes(first[:got]), file.seed + position)
         if not blocks:
             raise Corrupt(f"no commit record where the log says one is place={place:#x} file={file.path}")
         data = memoryview(bytearray(blocks * BLOCK_BYTES))
@@ -101,7 +101,7 @@ class LogReader:
             view = buffer[:got]
             for at in range(0, got, BLOCK_BYTES):
                 here = position + (at >> 12)
-                if here < skip_to or not peek_block_count(bytes(view[at : at + 128])):
+                if here < skip_to or view[at : at + 8] != MAGIC:
                     continue
                 try:
                     record, check, blocks = self.record_at(file.base + here)
