@@ -5,6 +5,7 @@ the group files keep everything, nobody says goodbye.
 """
 
 import itertools
+import logging
 import os
 import pathlib
 import shutil
@@ -12,12 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
+import pytest
 import trio
 
 from metadata.catalog import Catalog, Change, encode_value, vdisk_key
 from metadata.catalog_memory import MemoryCatalog
 from metadata.catalog_sqlite import open_sqlite_catalog
-from metadata.errors import Unavailable
 from metadata.ids import VdiskId
 from metadata.index import Index
 from metadata.units import BLOCK_BYTES
@@ -115,13 +116,19 @@ class Rig:
         workspace.pool.close()
 
     def _kill_index(self, index: Index) -> None:
-        kept = self.folder / f"index-{next(_serial)}"
-        index._db.cancel_all_background(True)  # no file goes while it is copied
-        shutil.copytree(self.index_path, kept)
-        with suppress(Unavailable):  # it can no longer write what it had in memory, and shall not
-            index.close()
+        """Keep of it what is in its files now, not what closing would write."""
+        kept, copied, now = self.folder / f"index-{next(_serial)}", None, self._index_files()
+        while copied != now:  # a compaction may be changing them
+            shutil.rmtree(kept, ignore_errors=True)
+            with suppress(shutil.Error):
+                shutil.copytree(self.index_path, kept)
+            copied, now = now, self._index_files()
+        index.close()
         shutil.rmtree(self.index_path)
         kept.rename(self.index_path)
+
+    def _index_files(self) -> dict[str, int]:
+        return {p.name: p.stat().st_size for p in self.index_path.iterdir() if not p.name.startswith("LOG")}
 
     def lose_index(self) -> None:
         """The snapshot index is gone."""
@@ -218,6 +225,13 @@ def block(value: int) -> bytes:
 
 def blocks(*values: int) -> bytes:
     return b"".join(block(value) for value in values)
+
+
+def expect_errors(caplog: pytest.LogCaptureFixture, *beginnings: str) -> None:
+    """The errors logged all begin so; they are no stray ones."""
+    errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+    assert [message for message in errors if not message.startswith(beginnings)] == []
+    caplog.clear()
 
 
 def open_descriptors() -> int:
