@@ -1,10 +1,10 @@
 # Every target installs what it needs first (.ci/install) and works on a bare Debian 12, as root or through sudo.
 #
 #   make demo       a pool, a mount, a disk image in and out, each step shown with the command to type
-#   make test       the tests: about ten minutes on two cores
+#   make test       the tests: about six minutes on two cores
 #   make check      format, lint, types, tests: the one gate, what CI runs
 #   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
-#   make fuzz       random operations through the kernel against a model          SECONDS=60
+#   make fuzz       random operations, in the core and through the kernel, against a model; properties   SECONDS=60
 #   make simulate   power cuts: states in which unsynced writes are lost or torn   ROUNDS=500
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
 #   make wheel      the built wheel, installed by itself, under copied tests
@@ -14,6 +14,8 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SEED ?=
 LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
+
+FUZZED := tests/mount/test_random_operations.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
 .PHONY: demo test check format lint types bench fuzz simulate crash wheel bare clean install-run install-test
 
@@ -42,7 +44,7 @@ bench: install-test
 
 fuzz: SECONDS ?= 60
 fuzz: install-test
-	$(PY) -m pytest tests/mount/test_random_operations.py --seconds=$(SECONDS) $(LONG) $(ARGS)
+	$(PY) -m pytest $(LONG) --seconds=$(SECONDS) --hypothesis-profile=long $(FUZZED) $(ARGS)
 
 simulate: ROUNDS ?= 500
 simulate: install-test

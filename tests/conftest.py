@@ -11,7 +11,7 @@ import pytest
 from tests.mounted_pool import MountedPool
 
 hypothesis.settings.register_profile("short", deadline=None, max_examples=50, print_blob=True)
-hypothesis.settings.register_profile("long", deadline=None, max_examples=2000, print_blob=True)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=500, print_blob=True)
 hypothesis.settings.load_profile("short")
 
 
