@@ -20,6 +20,8 @@ from replication.head import Head
 _LOAD_TRIES = 50
 """A row just fetched is found in the index's memory; being evicted that often in a row means a bug."""
 _ANY_VERSION = (1 << 64) - 1
+_VBLOCKS_AT_ONCE = 65536
+"""Listed in one go when data is sought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +174,14 @@ async def seek(head: Head, offset: int, *, data: bool) -> int | None:
     if offset >= head.size:
         return None
     block_no, end = offset >> 12, -(-head.size // BLOCK_BYTES)
+    end_vblock = -(-end // VBLOCK_BLOCKS)
     mapped: list[int] = []
     horizon = 0
     while block_no < end:
         vblock = block_no >> 8
         if data and head.ancestry.absent == HOLE and vblock not in head.rows:
             if vblock >= horizon:  # skip what has no row at all, a stretch at a time
-                horizon = vblock + 65536
-                mapped = await _mapped_vblocks(head, vblock, horizon)
+                mapped, horizon = await _mapped_vblocks(head, vblock, end_vblock)
             following = next((v for v in mapped if v >= vblock), horizon)
             if following > vblock:
                 nearest = min((v for v in head.rows if vblock < v < following), default=following)
@@ -195,7 +197,15 @@ async def seek(head: Head, offset: int, *, data: bool) -> int | None:
     return None if data else head.size
 
 
-async def _mapped_vblocks(head: Head, first: int, end: int) -> list[int]:
+async def _mapped_vblocks(head: Head, first: int, end: int) -> tuple[list[int], int]:
+    """Vblocks of [first, end) that have a row, in order: all of those below the second number."""
     near = [v for v in head.rows if first <= v < end]  # before the index: it gets what they lose
-    found = await head.workspace.wait_for(lambda: head.index.vblocks(head.vdisk, first, end))
-    return sorted({*found, *near})
+
+    def look() -> tuple[list[int], int]:
+        found = head.index.first_vblock(head.vdisk, first, end)
+        start = min((*near, end if found is None else found))  # a leap over what has no row at all
+        horizon = min(end, start + _VBLOCKS_AT_ONCE)
+        rows = head.index.vblocks(head.vdisk, start, horizon)
+        return sorted({*rows, *(v for v in near if v < horizon)}), horizon
+
+    return await head.workspace.wait_for(look)
