@@ -15,6 +15,7 @@ then grows, and the mount is kept. Any other death is followed by a new start at
 each daemon; one whose keeper was killed goes on serving, and no second one can start on its state.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -56,8 +57,10 @@ def pause_before_start_s(quick_deaths: int) -> float:
 
 
 def say(message: str) -> None:
-    """A line for the log."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), "keeper:", message, file=sys.stderr, flush=True)
+    """A line for the log, unless its disk is full."""
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper: {message}\n"
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), line.encode(errors="replace"))
 
 
 class Keeper:

@@ -33,14 +33,14 @@ from fusefs.notifications import Notifications
 from fusefs.operations import Operations
 from fusefs.settings import NodeSettings
 from metadata.catalog_sqlite import open_sqlite_catalog
-from metadata.errors import Corrupt, InvalidRequest, VdiskfsError
+from metadata.errors import Corrupt, InvalidRequest, NoSpace, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.index import Index
 from metadata.namespace_plans import Attributes, plan_setattr
 from replication import scrub as scrubbing
 from replication.journal import Journal
 from replication.mapping import describe, map_range
-from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, DirectoryPool, open_pool
+from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, DirectoryPool, open_pool, write_durably
 from replication.vdisks import StartOver, Vdisks
 from replication.workspace import Workspace
 
@@ -156,9 +156,14 @@ def _check_state(state: str, pool: DirectoryPool) -> None:
     """A state directory is of one pool: another's index and journal would mean nothing here."""
     path = pathlib.Path(state, "pool")
     try:
-        known = path.read_text(encoding="ascii").strip()
+        known = path.read_bytes().strip(b"\0\n ").decode("ascii", errors="replace")
     except FileNotFoundError:
-        path.write_text(pool.pool_id + "\n", encoding="ascii")
+        known = ""
+    if not known:  # new, or cut off by a power failure before it was whole
+        try:
+            write_durably(str(path), pool.pool_id.encode() + b"\n")
+        except OSError as exc:
+            raise NoSpace(f"the state directory cannot be written: {exc.strerror} state={state}") from exc
         return
     if known != pool.pool_id:
         raise InvalidRequest(

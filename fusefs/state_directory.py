@@ -89,8 +89,12 @@ def lock(state: str, mountpoint: str) -> int:
         who = os.fsdecode(os.pread(lock_fd, WHO_BYTES_MAX, 0)).strip() or "another process"
         os.close(lock_fd)
         raise Unavailable(f"the state directory {state} is in use by {who}") from problem
-    os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, os.fsencode(f"the mount on {mountpoint}, keeper pid={os.getpid()}\n"), 0)
+    try:
+        os.ftruncate(lock_fd, 0)
+        os.pwrite(lock_fd, os.fsencode(f"the mount on {mountpoint}, keeper pid={os.getpid()}\n"), 0)
+    except OSError as problem:
+        os.close(lock_fd)
+        raise Unavailable(f"cannot write to the state directory {state}: {problem.strerror}") from problem
     return lock_fd
 
 

@@ -371,6 +371,16 @@ class DirectoryPool:
             raise pool_error(exc, "statfs") from exc
 
 
+def write_durably(path: str, content: bytes) -> None:
+    """Makes a small file be there whole, name and all, or not at all."""
+    with open(path + ".new", "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(path + ".new", path)
+    sync_directory(os.path.dirname(path))
+
+
 def sync_directory(path: str) -> None:
     """Makes the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -411,12 +421,7 @@ def format_pool(path: str) -> DirectoryPool:
         os.chmod(path, 0o700)
         root = plan_root(os.getuid(), os.getgid(), now_ns=time.time_ns())
         create_sqlite_catalog(pathlib.Path(path, CATALOG_NAME), first=root)
-        with open(marker + ".new", "w", encoding="ascii") as file:
-            json.dump(facts, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(marker + ".new", marker)
-        sync_directory(path)
+        write_durably(marker, json.dumps(facts).encode())
     return open_pool(path)
 
 
