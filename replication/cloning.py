@@ -56,7 +56,8 @@ async def _share(vdisks: Vdisks, source: Head, target: Head, *, offset: int, len
     reaches_end = end == source.size and end >= target.size
     if offset % BLOCK_BYTES or (end % BLOCK_BYTES and not reaches_end):
         return False
-    if not await _make_child(vdisks, source, target):
+    size = await _make_child(vdisks, source, target)
+    if size is None or (end % BLOCK_BYTES and end != size):  # it grew meanwhile, perhaps within its last block
         return False
     if target.size < end:  # first: blocks that lie behind the end must never be the parent's
         await truncate(target, end)
@@ -65,26 +66,26 @@ async def _share(vdisks: Vdisks, source: Head, target: Head, *, offset: int, len
     return True
 
 
-async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> bool:
-    """Whether the target is, or now becomes, a child of the source as it is now."""
+async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> int | None:
+    """The source's size at the version of which the target is, or now becomes, a child; None: it cannot."""
     for _ in range(_TRIES):
         await flush(source)  # not inside the lock: somebody may be copying the other way round
         async with target.room_lock:
             if source.is_dirty or source.commit_done is not None:
                 continue
-            parent = (source.vdisk, source.log.version)
+            parent, size = (source.vdisk, source.log.version), source.size
             if target.ancestry.generations:
                 nearest = target.ancestry.generations[0]
-                return (nearest.groups.vdisk, nearest.version) == parent
+                return size if (nearest.groups.vdisk, nearest.version) == parent else None
             if target.own_blocks or target.generation > 1 or not source.log.version or source.index_lags:
-                return False
+                return None
             # No await since the look at the source: its next commit leaves these rows alone.
             source.keep(source.log.version)
             await adopt(target.workspace.catalog, target.vdisk, parent=parent)
             target.ancestry = _child_ancestry(source, parent[1])
             vdisks.note_parent(target.vdisk, parent)
-            return True
-    return False
+            return size
+    return None
 
 
 def _child_ancestry(source: Head, version: int) -> Ancestry:
