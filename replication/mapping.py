@@ -69,9 +69,9 @@ def _joined(plan: list[Run]) -> list[Run]:
     joined: list[Run] = []
     for run in plan:
         last = joined[-1] if joined else None
-        if last is not None and last.groups is run.groups and last.inherited == run.inherited:
-            follows = last.place + last.count == run.place
-            if run.groups is None or (follows and last.place >> 16 == run.place >> 16):
+        if last is not None and last.groups is run.groups:
+            follows = last.place + last.count == run.place and last.place >> 16 == run.place >> 16
+            if run.groups is None or (follows and last.inherited == run.inherited):
                 joined[-1] = replace(last, count=last.count + run.count)
                 continue
         joined.append(run)
