@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import trio
 
 from metadata.errors import Corrupt
-from metadata.ids import HOLE, PARENT
+from metadata.ids import HOLE, PARENT, POSITION_MASK
 from metadata.rows import runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
 from replication.groups import GroupSet, Missing
 from replication.head import Head
+from replication.pool_directory import GroupFile
 
 _LOAD_TRIES = 50
 """A row just fetched is found in the index's memory; being evicted that often in a row means a bug."""
@@ -107,6 +108,12 @@ async def read(head: Head, offset: int, size: int) -> bytes:
     if end <= offset:
         return b""
     first, last = offset >> 12, end - 1 >> 12
+    lying = _lying_runs(head, first, last - first + 1)
+    if lying is not None:  # nothing lacks but the page cache: fill it, and go the fast way
+        await _fill_page_cache(head, lying)
+        data = head.read_nowait(offset, size)
+        if data is not None:
+            return bytes(data)
     await load_rows(head, range(first >> 8, (last >> 8) + 1), parents=True)
     plan = plan_runs(
         head, first, last - first + 1
@@ -114,6 +121,49 @@ async def read(head: Head, offset: int, size: int) -> bytes:
     data = await read_plan(head, plan, (last - first + 1) * BLOCK_BYTES)
     skip = offset & 4095
     return bytes(data[skip : skip + end - offset])
+
+
+def _lying_runs(head: Head, block_no: int, count: int) -> list[tuple[GroupFile, int, int]] | None:
+    """Where these blocks lie as (open file, position, count); None if more than the page cache lacks them."""
+    lying: list[tuple[GroupFile, int, int]] = []
+    while count:
+        first = block_no & 255
+        part = min(count, VBLOCK_BLOCKS - first)
+        row = head.rows.get(block_no >> 8)
+        if row is None:
+            return None
+        for start, length, place in runs(row, first, part):
+            owners: list[tuple[GroupSet | None, int, int]] | None = [(head.groups, place, length)]
+            if place == PARENT:
+                owners = head.ancestry.parts((block_no & ~255) + start, length)
+            for groups, where, blocks in owners or ():
+                if groups is not None and where > PARENT:
+                    file = groups.files.get(where >> 16)
+                    if file is None or file.fd < 0:
+                        return None
+                    lying.append((file, where & POSITION_MASK, blocks))
+            if owners is None:
+                return None
+        block_no += part
+        count -= part
+    return lying
+
+
+async def _fill_page_cache(head: Head, lying: list[tuple[GroupFile, int, int]]) -> None:
+    for file, _, _ in lying:
+        file.busy += 1
+    try:
+        await head.workspace.wait_for(functools.partial(_read_away, lying))
+    finally:
+        for file, _, _ in lying:
+            file.busy -= 1
+
+
+def _read_away(lying: list[tuple[GroupFile, int, int]]) -> None:
+    """Thread: reads for the page cache's sake only; blocks that are wrong will show when they are used."""
+    buffer = memoryview(bytearray(max((blocks for _, _, blocks in lying), default=0) * BLOCK_BYTES))
+    for file, position, blocks in lying:
+        file.read(buffer[: blocks * BLOCK_BYTES], position)
 
 
 async def read_plan(head: Head, plan: list[Run], length: int) -> memoryview:
