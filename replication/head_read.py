@@ -15,7 +15,7 @@ from metadata.ids import HOLE, PARENT, POSITION_MASK
 from metadata.rows import runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
 from replication.groups import GroupSet, Missing
-from replication.head import Head
+from replication.head import REQUEST_BYTES_MAX, Head
 from replication.pool_directory import GroupFile
 
 _LOAD_TRIES = 50
@@ -108,7 +108,7 @@ async def read(head: Head, offset: int, size: int) -> bytes:
     if end <= offset:
         return b""
     first, last = offset >> 12, end - 1 >> 12
-    lying = _lying_runs(head, first, last - first + 1)
+    lying = _lying_runs(head, first, last - first + 1) if size <= REQUEST_BYTES_MAX else None
     if lying is not None:  # nothing lacks but the page cache: fill it, and go the fast way
         await _fill_page_cache(head, lying)
         data = head.read_nowait(offset, size)
