@@ -57,7 +57,7 @@ async def _share(vdisks: Vdisks, source: Head, target: Head, *, offset: int, len
     if offset % BLOCK_BYTES or (end % BLOCK_BYTES and not reaches_end):
         return False
     size = await _make_child(vdisks, source, target)
-    if size is None or (end % BLOCK_BYTES and end != size):  # it grew meanwhile, perhaps within its last block
+    if size is None or (end % BLOCK_BYTES and end != size):  # grown meanwhile, perhaps in the last block
         return False
     if target.size < end:  # first: blocks that lie behind the end must never be the parent's
         await truncate(target, end)
