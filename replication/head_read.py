@@ -177,6 +177,9 @@ async def read_plan(head: Head, plan: list[Run], length: int) -> memoryview:
         at += len(view)
         if run.groups is not None:
             expected = run.groups.checksums_nowait(run.place, run.count)
+            if expected is None:  # another run's took their place in the cache
+                await fetch_missing(head, [run.groups.missing(run.place, run.count)])
+                expected = run.groups.checksums_nowait(run.place, run.count)
             if expected is None:
                 raise Corrupt(f"the index lacks checksums vdisk={run.groups.vdisk} place={run.place:#x}")
             jobs.append((run.groups, view, run.place, expected))
