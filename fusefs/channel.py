@@ -67,7 +67,7 @@ class Channel:
         self._ended = False
         self._init_unique = -1
         self._offered = 0
-        self.counts = {"read": 0, "write": 0, "slow": 0, "forwarded": 0}
+        self.counts = {"slow": 0, "forwarded": 0}
 
     def libfuse_mountpoint(self) -> str:
         """What to give ``pyfuse3.init`` for a mountpoint."""
