@@ -129,7 +129,11 @@ class Rig:
         kept.rename(self.index_path)
 
     def _index_files(self) -> dict[str, int]:
-        return {p.name: p.stat().st_size for p in self.index_path.iterdir() if not p.name.startswith("LOG")}
+        sizes = {}
+        for path in self.index_path.iterdir():
+            with suppress(FileNotFoundError):
+                sizes[path.name] = path.stat().st_size
+        return {name: size for name, size in sizes.items() if not name.startswith("LOG")}
 
     def lose_index(self) -> None:
         """The snapshot index is gone."""
