@@ -9,9 +9,10 @@ that flush covered (I1, I2), whole (promise 11), and life goes on from what was 
 import os
 import pathlib
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from metadata.errors import VdiskfsError
+from metadata.errors import Unavailable, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.records import group_seed
 from replication import head_write, pool_directory
@@ -33,13 +34,19 @@ class Disk:
 
     def __init__(self) -> None:
         self.durable: dict[str, bytes] = {}
-        self.failing_syncs = 0
+        self.syncs_left: int | None = None
+        """The power fails at the sync after so many; None: not during a sync."""
 
     def synced(self, path: str) -> None:
+        if self.syncs_left is not None:
+            if not self.syncs_left:
+                raise Unavailable("the power is gone")
+            self.syncs_left -= 1
         self.durable[path] = pathlib.Path(path).read_bytes()
 
     def cut_power(self, chance: random.Random) -> None:
         """Makes every file one of those a power cut may leave."""
+        self.syncs_left = None
         for path in self.durable:
             now = pathlib.Path(path).read_bytes() if os.path.exists(path) else b""
             self.durable[path] = left = self._left_of(self.durable[path], now, chance)
@@ -49,9 +56,14 @@ class Disk:
     def _left_of(durable: bytes, now: bytes, chance: random.Random) -> bytes:
         length = len(durable) if chance.random() < 0.3 else max(len(durable), len(now))
         left = bytearray(durable.ljust(length, b"\0")[:length])
-        mood = chance.random()
-        for at in range(0, min(length, len(now)), B):
-            if now[at : at + B] != left[at : at + B]:
+        changed = [at for at in range(0, min(length, len(now)), B) if now[at : at + B] != left[at : at + B]]
+        if changed and chance.random() < 0.4:  # all but one block got there
+            left = bytearray(now.ljust(length, b"\0")[:length])
+            at = chance.choice(changed)
+            left[at : at + B] = bytes(len(left[at : at + B]))
+        else:
+            mood = chance.random()
+            for at in changed:
                 roll = chance.random()
                 if roll < mood:
                     left[at : at + B] = now[at : at + B]
@@ -193,6 +205,10 @@ class PowerCutWalk:
                         vdisks.workspace.index.flush()
                     case _:
                         await self.write(vdisk, heads[vdisk])
+            if self.chance.random() < 0.6:  # the power fails during a commit
+                self.rig.disk.syncs_left = self.chance.choice((0, 0, 1, 2))
+                with suppress(Unavailable):
+                    await vdisks.flush(VdiskId(vdisk))
         self.cut_power()
 
     def cut_power(self) -> None:

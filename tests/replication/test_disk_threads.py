@@ -44,7 +44,9 @@ def test_no_more_threads_run_than_the_limit_and_all_work_gets_its_turn(threads: 
         async with trio.open_nursery() as nursery:
             for _ in range(9):
                 nursery.start_soon(threads.run, work)
-            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(60):
+                while most < 2:
+                    await trio.sleep(0.001)
             gate.set()
 
     trio.run(main)
