@@ -4,9 +4,9 @@ Rows (metadata/rows.py) are changed in place the moment a write is acknowledged;
 for the next daemon, the log's pending list for the next commit. A row that differs from the index is *dirty*
 and stays in memory until a commit has put it there.
 
-The hot path, on the event loop, no layers, no waiting: ``read_nowait`` and ``write_nowait`` serve what memory
-can answer, and say None or False otherwise; then the channel starts the slow way
-as a task (replication/head_read.py, head_write.py). Figures, 4 KiB: read 3.5 us, write 5 us, of which the system call is half.
+The hot path of writing, on the event loop, no layers, no waiting: ``write_nowait`` takes what memory and the
+preallocated group can take, and says False otherwise; then the channel starts the slow way as a task
+(replication/head_write.py). 4 KiB cost 5 us, of which the system call is half. Reading: replication/reader.py.
 
 Atomicity: each block changes hands by one assignment of its place, after its bytes are in the page cache, so
 no reader ever sees half a block; and nothing here yields.
@@ -22,14 +22,15 @@ import trio
 from xxhash import xxh3_64_intdigest
 
 from metadata.errors import VdiskfsError
-from metadata.ids import CUT, HOLE, PARENT, POSITION_MASK
+from metadata.ids import CUT, HOLE, PARENT
 from metadata.index import Nowait
 from metadata.journal_entries import digest_of
-from metadata.rows import own_block_count, runs, uniform_row
+from metadata.rows import own_block_count, uniform_row
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES, VDISK_BYTES_MAX
 from replication.ancestry import Ancestry
 from replication.groups import GroupSet, block_checksums
 from replication.log import OwnerLog
+from replication.reader import ZERO_BLOCK, Reader, scratch
 from replication.workspace import Workspace
 
 DIRTY_ROWS_MAX = 4096
@@ -37,16 +38,8 @@ DIRTY_ROWS_MAX = 4096
 SYNC_STREAK = 8
 """Syncs in a row behind few changes each that make a pattern."""
 SYNC_CHANGES_MAX = 2
-REQUEST_BYTES_MAX = 1 << 20
-"""The largest read or write the kernel sends (fusefs/fuse_abi.py asks for 256 pages)."""
-
 _hash = xxh3_64_intdigest
 _now_ns = time.time_ns
-_ZERO_BLOCK = memoryview(bytes(BLOCK_BYTES))
-_ZEROS = bytes(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES)
-_scratch = memoryview(bytearray(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES))
-_BLOCK = _scratch[:BLOCK_BYTES]
-"""Replies are written before the next request is read, so one buffer serves them all."""
 
 
 @dataclass(slots=True)
@@ -73,31 +66,25 @@ class SyncPattern:
         return True
 
 
-class Head:
+class Head(Reader):
     """One vdisk's head; owned by ``Vdisks``, lives from the first open to the rest after the last close."""
 
     def __init__(self, workspace: Workspace, groups: GroupSet, *, log: OwnerLog, ancestry: Ancestry) -> None:
-        self.vdisk, self.workspace = groups.vdisk, workspace
-        self.groups, self.log, self.ancestry = groups, log, ancestry
-        self.index, self.journal = workspace.index, workspace.journal
-        self._files, self._segments = groups.files, groups.segments
-        self._cache = workspace.row_cache
+        super().__init__(workspace, groups, ancestry=ancestry)
+        self.log, self.journal = log, workspace.journal
         self.room_lock = trio.Lock()
         """Held while the log gets room, or is mended; and while a change is made that may not interleave."""
         self.commit_done: trio.Event | None = None
         """Set when the commit that runs now has ended."""
-        self.rows: dict[int, array[int]] = {}
         self.dirty: set[int] = set()
         self.committing: set[int] = set()
-        self.pinned: list[set[int]] = [self.dirty, self.committing]
+        self.pinned = [self.dirty, self.committing]
         self.cut_vblock: int | None = None
         """A truncation not yet in the index: its rows from here on count for nothing."""
         self.cutting_vblock: int | None = None
         """The same, being committed."""
         self.generation = 1
-        self.size = 0
         self.own_blocks = 0
-        self.overlap = 0
         self.mtime_ns = 0
         self.change_no = 0
         """Counts acknowledged changes."""
@@ -107,8 +94,6 @@ class Head:
         self._tail_segment = array("I")
         self.sync_waiters: list[Callable[[], None]] = []
         """Called when the commit that runs now has ended, well or not."""
-        self.commits = 0
-        """Counts commits that ended, for whoever looked at the index meanwhile."""
         self.running = False
         """The catalog knows that this head may be ahead of what it says; no change before."""
         self.syncs = SyncPattern()
@@ -124,87 +109,7 @@ class Head:
         self.error_no = 0
         """Counts failures that each open handle must hear of."""
 
-    # ---- reading
-
-    def read_nowait(self, offset: int, size: int) -> "memoryview | bytes | None":
-        """The bytes at [offset, offset + size) as far as the vdisk goes, if no disk is needed.
-
-        The result is valid until the next call of any head.
-        """
-        if size == BLOCK_BYTES and not offset & 4095 and offset + size <= self.size:
-            row = self.rows.get(offset >> 20)
-            if row is None:
-                row = self.row_nowait(offset >> 20)
-                if row is None:
-                    return None
-            place = row[offset >> 12 & 255]
-            if place == HOLE:
-                return _ZERO_BLOCK
-            if place != PARENT:
-                file, segment = self._files.get(place >> 16), self._segments.get(place >> 8)
-                if file is None or segment is None:
-                    return _BLOCK if self.groups.read_run_nowait(_BLOCK, place, 1) else None
-                position = place & POSITION_MASK
-                if not file.read_nowait(_BLOCK, position):
-                    return None
-                found = _hash(_BLOCK, file.seed + position) & 0xFFFFFFFF
-                return _BLOCK if found == segment[place & 255] else None  # the slow way tells what is wrong
-        end = min(offset + size, self.size)
-        if end <= offset:
-            return b""
-        first, last = offset >> 12, end - 1 >> 12
-        if not self._gather_nowait(first, last - first + 1):
-            return None
-        skip = offset & 4095
-        return _scratch[skip : skip + end - offset]
-
-    def _gather_nowait(self, block_no: int, count: int) -> bool:
-        """Fills the scratch buffer with blocks."""
-        at = 0
-        read_run = self.groups.read_run_nowait
-        while count:
-            first = block_no & 255
-            part = min(count, VBLOCK_BLOCKS - first)
-            row = self.rows.get(block_no >> 8)
-            if row is None:
-                row = self.row_nowait(block_no >> 8)
-                if row is None:
-                    return False
-            place = row[first]
-            if (
-                row[first + part - 1] - place == part - 1
-                and place > PARENT
-                and row[first : first + part] == array("Q", range(place, place + part))
-            ):
-                if not read_run(_scratch[at : at + (part << 12)], place, part):
-                    return False
-                at += part << 12
-            else:
-                for start, length, place in runs(row, first, part):
-                    view = _scratch[at : at + (length << 12)]
-                    if place > PARENT:
-                        if not read_run(view, place, length):
-                            return False
-                    elif place == HOLE:
-                        view[:] = _ZEROS[: length << 12]
-                    elif not self.ancestry.read_nowait(view, (block_no & ~255) + start, length):
-                        return False
-                    at += length << 12
-            block_no += part
-            count -= part
-        return True
-
-    def row_nowait(self, vblock: int) -> "array[int] | None":
-        """The head's row of a vblock, from memory or the index's memory; None if only a disk knows."""
-        row = self.rows.get(vblock)
-        if row is not None:
-            return row
-        found = self._index_row_nowait(vblock)
-        if found is None:
-            return None
-        self.rows[vblock] = found
-        self._cache.admit(self.rows, vblock, self.pinned)
-        return found
+    # ---- the index
 
     def _has_rows_nowait(self, first: int, last: int) -> bool:
         """Whether both rows are in memory now; one may just have taken the other's place."""
@@ -213,15 +118,11 @@ class Head:
 
     def install_row(self, vblock: int, row: "array[int] | None") -> None:
         """Keeps a row that a thread fetched, unless one came meanwhile. No commit ended since the fetch began."""
-        if vblock in self.rows:
-            return
-        if row is None or any(
+        if row is not None and any(
             cut is not None and vblock >= cut for cut in (self.cut_vblock, self.cutting_vblock)
         ):
-            cut_away = row is not None
-            row = uniform_row(HOLE) if cut_away else self.ancestry.absent_row(vblock, self.overlap)
-        self.rows[vblock] = row
-        self._cache.admit(self.rows, vblock, self.pinned)
+            row = uniform_row(HOLE)
+        super().install_row(vblock, row)
 
     def _index_row_nowait(self, vblock: int) -> "array[int] | None":
         for cut in (self.cut_vblock, self.cutting_vblock):
@@ -265,7 +166,7 @@ class Head:
             if not self._has_rows_nowait(block_no >> 8, block_no + count - 1 >> 8):
                 return False
             self.write_blocks(block_no, data, count, size=max(self.size, end))
-        elif data[0] == 0 and data == _ZERO_BLOCK:
+        elif data[0] == 0 and data == ZERO_BLOCK:
             self.write_blocks(block_no, data, 1, size=max(self.size, end))
         else:
             file.write(data, position)
@@ -312,7 +213,7 @@ class Head:
                 if not self._gather_nowait(block, 1):
                     return False
                 at = (block - first) * BLOCK_BYTES
-                whole[at : at + BLOCK_BYTES] = _scratch[:BLOCK_BYTES]
+                whole[at : at + BLOCK_BYTES] = scratch[:BLOCK_BYTES]
         at = offset - first * BLOCK_BYTES
         whole[at : at + len(data)] = data
         self.write_blocks(first, whole, count, size=max(self.size, end))
@@ -352,7 +253,7 @@ class Head:
     def _put_mixed(self, block_no: int, data: memoryview, starts: bytes) -> None:
         """Blocks of which some are perhaps all zero; ``starts`` are their first bytes."""
         start, count = 0, len(starts)
-        zero = [not byte and data[i << 12 : i + 1 << 12] == _ZERO_BLOCK for i, byte in enumerate(starts)]
+        zero = [not byte and data[i << 12 : i + 1 << 12] == ZERO_BLOCK for i, byte in enumerate(starts)]
         for index in range(1, count + 1):
             if index == count or zero[index] != zero[start]:
                 if zero[start]:

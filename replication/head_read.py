@@ -15,8 +15,8 @@ from metadata.ids import HOLE, PARENT, POSITION_MASK
 from metadata.rows import runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
 from replication.groups import GroupSet, Missing
-from replication.head import REQUEST_BYTES_MAX, Head
 from replication.pool_directory import GroupFile
+from replication.reader import REQUEST_BYTES_MAX, Reader
 
 _LOAD_TRIES = 50
 """A row just fetched is found in the index's memory; being evicted that often in a row means a bug."""
@@ -37,7 +37,7 @@ class Run:
     """The vdisk's own row says PARENT."""
 
 
-async def load_rows(head: Head, vblocks: Iterable[int], *, parents: bool = False) -> None:
+async def load_rows(head: Reader, vblocks: Iterable[int], *, parents: bool = False) -> None:
     """Sees to it that these rows are in memory when it returns (and no await comes between).
 
     Args:
@@ -67,16 +67,16 @@ async def load_rows(head: Head, vblocks: Iterable[int], *, parents: bool = False
     raise Corrupt(f"the index does not keep the rows it is asked for vdisk={head.vdisk}")
 
 
-def _lacks_parents(head: Head, vblock: int) -> bool:
+def _lacks_parents(head: Reader, vblock: int) -> bool:
     row = head.rows[vblock]
     return PARENT in row and head.ancestry.parts(vblock << 8, 1) is None
 
 
-def _fetch_rows(head: Head, vblocks: list[int]) -> "list[tuple[int, array[int] | None]]":
+def _fetch_rows(head: Reader, vblocks: list[int]) -> "list[tuple[int, array[int] | None]]":
     return [(vblock, head.index.row_at(head.vdisk, vblock, _ANY_VERSION)) for vblock in vblocks]
 
 
-def plan_runs(head: Head, block_no: int, count: int) -> list[Run]:
+def plan_runs(head: Reader, block_no: int, count: int) -> list[Run]:
     """Where these blocks lie now. Their rows, and their parents', are loaded."""
     plan: list[Run] = []
     while count:
@@ -97,7 +97,7 @@ def plan_runs(head: Head, block_no: int, count: int) -> list[Run]:
     return plan
 
 
-async def read(head: Head, offset: int, size: int) -> bytes:
+async def read(head: Reader, offset: int, size: int) -> bytes:
     """The verified bytes at [offset, offset + size), as far as the vdisk goes.
 
     Raises:
@@ -123,7 +123,7 @@ async def read(head: Head, offset: int, size: int) -> bytes:
     return bytes(data[skip : skip + end - offset])
 
 
-def _lying_runs(head: Head, block_no: int, count: int) -> list[tuple[GroupFile, int, int]] | None:
+def _lying_runs(head: Reader, block_no: int, count: int) -> list[tuple[GroupFile, int, int]] | None:
     """Where these blocks lie as (open file, position, count); None if more than the page cache lacks them."""
     lying: list[tuple[GroupFile, int, int]] = []
     while count:
@@ -149,7 +149,7 @@ def _lying_runs(head: Head, block_no: int, count: int) -> list[tuple[GroupFile, 
     return lying
 
 
-async def _fill_page_cache(head: Head, lying: list[tuple[GroupFile, int, int]]) -> None:
+async def _fill_page_cache(head: Reader, lying: list[tuple[GroupFile, int, int]]) -> None:
     for file, _, _ in lying:
         file.busy += 1
     try:
@@ -166,7 +166,7 @@ def _read_away(lying: list[tuple[GroupFile, int, int]]) -> None:
         file.read(buffer[: blocks * BLOCK_BYTES], position)
 
 
-async def read_plan(head: Head, plan: list[Run], length: int) -> memoryview:
+async def read_plan(head: Reader, plan: list[Run], length: int) -> memoryview:
     """The bytes of consecutive runs."""
     buffer = memoryview(bytearray(length))
     await fetch_missing(head, [run.groups.missing(run.place, run.count) for run in plan if run.groups])
@@ -198,7 +198,7 @@ def _read_jobs(jobs: "list[tuple[GroupSet, memoryview, int, array[int]]]") -> No
         groups.read_run(view, place, expected)
 
 
-async def fetch_missing(head: Head, lacking: list[Missing]) -> None:
+async def fetch_missing(head: Reader, lacking: list[Missing]) -> None:
     """Opens files and loads checksums that a plan needs."""
     lacking = [missing for missing in lacking if missing]
     if not lacking:
@@ -219,7 +219,7 @@ def _fetch_all(lacking: list[Missing]) -> None:
         missing.fetch()
 
 
-async def seek(head: Head, offset: int, *, data: bool) -> int | None:
+async def seek(head: Reader, offset: int, *, data: bool) -> int | None:
     """The next offset at or behind this one that has data (or a hole), None if there is none.
 
     The end of the vdisk counts as a hole. Blocks that a clone has from its parent are data.
@@ -250,7 +250,7 @@ async def seek(head: Head, offset: int, *, data: bool) -> int | None:
     return None if data else head.size
 
 
-async def _mapped_vblocks(head: Head, first: int, end: int) -> tuple[list[int], int]:
+async def _mapped_vblocks(head: Reader, first: int, end: int) -> tuple[list[int], int]:
     """Vblocks of [first, end) that have a row, in order: all of those below the second number."""
     near = [v for v in head.rows if first <= v < end]  # before the index: it gets what they lose
 

@@ -1,5 +1,6 @@
 """Work handed to threads and back: results, errors, order, limits, and an end that loses nothing."""
 
+import functools
 import threading
 from collections.abc import Iterator
 
@@ -29,24 +30,26 @@ def test_run_returns_what_the_work_returns_and_raises_what_it_raises(threads: Di
 
 def test_no_more_threads_run_than_the_limit_and_all_work_gets_its_turn(threads: DiskThreads) -> None:
     gate, running, most = threading.Event(), 0, 0
-    lock = threading.Lock()
+    lock, two_run = threading.Lock(), trio.Event()
 
-    def work() -> None:
+    def work(token: trio.lowlevel.TrioToken) -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
+        if running == 2:
+            token.run_sync_soon(two_run.set)
         gate.wait()
         with lock:
             running -= 1
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
+            token = trio.lowlevel.current_trio_token()
             for _ in range(9):
-                nursery.start_soon(threads.run, work)
+                nursery.start_soon(threads.run, functools.partial(work, token))
             with trio.fail_after(60):
-                while most < 2:
-                    await trio.sleep(0.001)
+                await two_run.wait()
             gate.set()
 
     trio.run(main)

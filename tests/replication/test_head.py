@@ -9,7 +9,8 @@ from metadata.errors import InvalidRequest, Unavailable
 from metadata.ids import HOLE
 from metadata.units import VDISK_BYTES_MAX
 from replication import head_write
-from replication.head import REQUEST_BYTES_MAX, SYNC_STREAK, Head, SyncPattern
+from replication.head import SYNC_STREAK, Head, SyncPattern
+from replication.reader import REQUEST_BYTES_MAX
 from tests.replication.faults import FaultyRig
 from tests.replication.rig import (
     B,

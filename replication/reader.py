@@ -1,0 +1,136 @@
+"""Reading a vdisk at one moment: its head as it is now, or a version as it was.
+
+``read_nowait`` is the hot path of reading: on the event loop, no layers, no waiting. It serves what memory can
+answer and says None otherwise; then the channel starts the slow way as a task (replication/head_read.py).
+Figures, 4 KiB: 3.5 us, of which the system call is half.
+"""
+
+from array import array
+
+from xxhash import xxh3_64_intdigest
+
+from metadata.ids import HOLE, PARENT, POSITION_MASK
+from metadata.rows import runs
+from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
+from replication.ancestry import Ancestry
+from replication.groups import GroupSet
+from replication.workspace import Workspace
+
+REQUEST_BYTES_MAX = 1 << 20
+"""The largest read or write the kernel sends (fusefs/fuse_abi.py asks for 256 pages)."""
+
+_hash = xxh3_64_intdigest
+ZERO_BLOCK = memoryview(bytes(BLOCK_BYTES))
+_ZEROS = bytes(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES)
+scratch = memoryview(bytearray(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES))
+"""Replies are written before the next request is read, so one buffer serves them all."""
+_BLOCK = scratch[:BLOCK_BYTES]
+
+
+class Reader:
+    """What reading needs: rows, groups, ancestors, a size. ``Head`` adds writing."""
+
+    def __init__(self, workspace: Workspace, groups: GroupSet, *, ancestry: Ancestry) -> None:
+        self.vdisk, self.workspace = groups.vdisk, workspace
+        self.groups, self.ancestry, self.index = groups, ancestry, workspace.index
+        self._files, self._segments = groups.files, groups.segments
+        self._cache = workspace.row_cache
+        self.rows: dict[int, array[int]] = {}
+        self.pinned: list[set[int]] = []
+        """Rows that the cache must not drop."""
+        self.size = 0
+        self.overlap = 0
+        """How many bytes of the parent show through where the vdisk has no row."""
+        self.commits = 0
+        """Counts commits that ended, for whoever looked at the index meanwhile."""
+
+    def read_nowait(self, offset: int, size: int) -> "memoryview | bytes | None":
+        """The bytes at [offset, offset + size) as far as the vdisk goes, if no disk is needed.
+
+        The result is valid until the next call of any head.
+        """
+        if size == BLOCK_BYTES and not offset & 4095 and offset + size <= self.size:
+            row = self.rows.get(offset >> 20)
+            if row is None:
+                row = self.row_nowait(offset >> 20)
+                if row is None:
+                    return None
+            place = row[offset >> 12 & 255]
+            if place == HOLE:
+                return ZERO_BLOCK
+            if place != PARENT:
+                file, segment = self._files.get(place >> 16), self._segments.get(place >> 8)
+                if file is None or segment is None:
+                    return _BLOCK if self.groups.read_run_nowait(_BLOCK, place, 1) else None
+                position = place & POSITION_MASK
+                if not file.read_nowait(_BLOCK, position):
+                    return None
+                found = _hash(_BLOCK, file.seed + position) & 0xFFFFFFFF
+                return _BLOCK if found == segment[place & 255] else None  # the slow way tells what is wrong
+        end = min(offset + size, self.size)
+        if end <= offset:
+            return b""
+        first, last = offset >> 12, end - 1 >> 12
+        if not self._gather_nowait(first, last - first + 1):
+            return None
+        skip = offset & 4095
+        return scratch[skip : skip + end - offset]
+
+    def _gather_nowait(self, block_no: int, count: int) -> bool:
+        """Fills the scratch buffer with blocks."""
+        at = 0
+        read_run = self.groups.read_run_nowait
+        while count:
+            first = block_no & 255
+            part = min(count, VBLOCK_BLOCKS - first)
+            row = self.rows.get(block_no >> 8)
+            if row is None:
+                row = self.row_nowait(block_no >> 8)
+                if row is None:
+                    return False
+            place = row[first]
+            if (
+                row[first + part - 1] - place == part - 1
+                and place > PARENT
+                and row[first : first + part] == array("Q", range(place, place + part))
+            ):
+                if not read_run(scratch[at : at + (part << 12)], place, part):
+                    return False
+                at += part << 12
+            else:
+                for start, length, place in runs(row, first, part):
+                    view = scratch[at : at + (length << 12)]
+                    if place > PARENT:
+                        if not read_run(view, place, length):
+                            return False
+                    elif place == HOLE:
+                        view[:] = _ZEROS[: length << 12]
+                    elif not self.ancestry.read_nowait(view, (block_no & ~255) + start, length):
+                        return False
+                    at += length << 12
+            block_no += part
+            count -= part
+        return True
+
+    def row_nowait(self, vblock: int) -> "array[int] | None":
+        """The head's row of a vblock, from memory or the index's memory; None if only a disk knows."""
+        row = self.rows.get(vblock)
+        if row is not None:
+            return row
+        found = self._index_row_nowait(vblock)
+        if found is None:
+            return None
+        self.rows[vblock] = found
+        self._cache.admit(self.rows, vblock, self.pinned)
+        return found
+
+    def install_row(self, vblock: int, row: "array[int] | None") -> None:
+        """Keeps a row that a thread fetched, unless one came meanwhile. No commit ended since the fetch began."""
+        if vblock in self.rows:
+            return
+        self.rows[vblock] = self.ancestry.absent_row(vblock, self.overlap) if row is None else row
+        self._cache.admit(self.rows, vblock, self.pinned)
+
+    def _index_row_nowait(self, vblock: int) -> "array[int] | None":
+        """The row from the index's memory; None if a disk must be asked."""
+        raise NotImplementedError
