@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import trio
 
 from fusefs.control import Progress, Verb
+from fusefs.resolution import KINDS, PathResolver, number_in, path_in
 from metadata.catalog import ROOT_ID
-from metadata.errors import InvalidRequest, NotFound, VdiskfsError
+from metadata.errors import NotFound, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.namespace import Inode, Kind, Namespace
 
@@ -23,11 +24,6 @@ MAP_STEP_BYTES = 64 << 20
 """Of a vdisk, mapped between two chances for guests' requests."""
 MAP_PAGE = 20_000
 """Extents in one answer, about: the step that reaches it is finished."""
-LINKS_MAX = 40
-"""As the kernel has it."""
-
-_KINDS = {Kind.FILE: "vdisk", Kind.DIRECTORY: "directory", Kind.SYMLINK: "symlink"}
-
 Scan = Callable[[Sequence[VdiskId], Progress], Awaitable[list[dict[str, Any]]]]
 """Looks through vdisks and returns its findings, each with the ``vdisk`` it is about."""
 
@@ -68,7 +64,7 @@ class Inspection:
     ) -> None:
         self._namespace = namespace
         self._vdisks = vdisks
-        self._mountpoint = os.fsencode(mountpoint)
+        self._paths = PathResolver(namespace, mountpoint=mountpoint)
         self._check = check
         self._scrub = scrub
 
@@ -85,11 +81,11 @@ class Inspection:
 
     async def _ls(self, arguments: dict[str, Any], _: Progress) -> object:
         """One page of a directory, or the one entry; ``next`` is where the next page starts."""
-        inode = self._resolve(_path(arguments))
+        inode = self._paths.resolve(path_in(arguments))
         if self._namespace.inode(inode).kind is not Kind.DIRECTORY:
             return {"entries": [await self._entry(self._name(inode), inode)], "next": None}
         children = self._namespace.children_after(
-            inode, position=_number(arguments, "after", 0), count=LIST_PAGE
+            inode, position=number_in(arguments, "after", 0), count=LIST_PAGE
         )
         entries: list[dict[str, Any]] = []
         for name, child in children:
@@ -102,8 +98,8 @@ class Inspection:
         return {"entries": entries, "next": children[-1][1] if len(children) == LIST_PAGE else None}
 
     async def _info(self, arguments: dict[str, Any], _: Progress) -> object:
-        inode = self._resolve(_path(arguments))
-        facts = self._attributes(inode) | {"path": self._path_of(inode)}
+        inode = self._paths.resolve(path_in(arguments))
+        facts = self._attributes(inode) | {"path": self._paths.path_of(inode)}
         if facts["kind"] == "vdisk":
             described = await self._vdisks.describe(VdiskId(inode))
             facts |= {"vdisk": inode, **described}
@@ -114,7 +110,7 @@ class Inspection:
 
     async def _du(self, arguments: dict[str, Any], progress: Progress) -> object:
         """What the entries of a directory occupy, each with all that lies below it, and their sum."""
-        inode = self._resolve(_path(arguments))
+        inode = self._paths.resolve(path_in(arguments))
         tops = [(self._name(inode), inode)]
         if self._namespace.inode(inode).kind is Kind.DIRECTORY:
             tops = sorted(self._namespace.children(inode))
@@ -122,20 +118,17 @@ class Inspection:
         total = {"vdisks": 0, "size": 0, "allocated_bytes": 0}
         for name, top in tops:
             sums = await self._usage(top)
-            entries.append({"name": os.fsdecode(name), "kind": self._kind(top), **sums})
+            entries.append({"name": os.fsdecode(name), "kind": self._paths.kind(top), **sums})
             total = {key: total[key] + sums[key] for key in total}
             progress({"done": len(entries), "total": len(tops)})
-        return {"path": self._path_of(inode), "entries": entries, "total": total}
+        return {"path": self._paths.path_of(inode), "entries": entries, "total": total}
 
     async def _map(self, arguments: dict[str, Any], _: Progress) -> object:
         """Where a stretch of a vdisk lies; ``next_offset`` is set if the answer stops before its end."""
-        inode = self._resolve(_path(arguments))
-        if self._namespace.inode(inode).kind is not Kind.FILE:
-            raise InvalidRequest(f"not a vdisk: {self._path_of(inode)!r} is a {self._kind(inode)}")
-        vdisk = VdiskId(inode)
+        vdisk = self._paths.vdisk(path_in(arguments))
         stat = await self._vdisks.stat(vdisk)
-        offset = _number(arguments, "offset", 0)
-        end = min(offset + _number(arguments, "length", stat.size), stat.size)
+        offset = number_in(arguments, "offset", 0)
+        end = min(offset + number_in(arguments, "length", stat.size), stat.size)
         extents: list[dict[str, Any]] = []
         while offset < end and len(extents) < MAP_PAGE:
             step = min(MAP_STEP_BYTES, end - offset)
@@ -153,14 +146,14 @@ class Inspection:
         }
 
     async def _run_check(self, arguments: dict[str, Any], progress: Progress) -> object:
-        return await self._scan(self._check, _path(arguments), progress)
+        return await self._scan(self._check, path_in(arguments), progress)
 
     async def _run_scrub(self, arguments: dict[str, Any], progress: Progress) -> object:
-        return await self._scan(self._scrub, _path(arguments), progress)
+        return await self._scan(self._scrub, path_in(arguments), progress)
 
     async def _scan(self, scan: Scan, path: bytes, progress: Progress) -> object:
         """Findings about all vdisks at and below a path, with the vdisks' names."""
-        inode = self._resolve(path)
+        inode = self._paths.resolve(path)
         vdisks = [VdiskId(found) async for found in self._vdisks_below(inode)]
         if inode == ROOT_ID:  # those that have lost their names and are still open count in
             known = set(vdisks)
@@ -170,7 +163,7 @@ class Inspection:
         findings = await scan(vdisks, progress)
         for finding in findings:
             vdisk = finding.get("vdisk")
-            finding["path"] = self._path_of(vdisk) if isinstance(vdisk, int) else None
+            finding["path"] = self._paths.path_of(vdisk) if isinstance(vdisk, int) else None
         return {"vdisks": len(vdisks), "findings": findings}
 
     async def _usage(self, top: int) -> dict[str, int]:
@@ -190,7 +183,7 @@ class Inspection:
         ahead, seen = [top], 0
         while ahead:
             inode = ahead.pop()
-            kind = self._kind(inode)
+            kind = self._paths.kind(inode)
             if kind == "vdisk":
                 yield inode
             elif kind == "directory":
@@ -221,7 +214,7 @@ class Inspection:
     def _attributes(self, inode: int) -> dict[str, Any]:
         found = self._namespace.inode(inode)
         facts: dict[str, Any] = {
-            "kind": _KINDS[found.kind],
+            "kind": KINDS[found.kind],
             "mode": f"{found.mode:04o}",
             "uid": found.uid,
             "gid": found.gid,
@@ -234,50 +227,9 @@ class Inspection:
         """When the content changed: as somebody set it, unless the vdisk was written after that."""
         return written_ns if written_ns > inode.mtime_set_ns else inode.mtime_ns
 
-    def _kind(self, inode: int) -> str:
-        try:
-            return _KINDS[self._namespace.inode(inode).kind]
-        except NotFound:
-            return "deleted"
-
     def _name(self, inode: int) -> bytes:
         place = self._namespace.place(inode)
         return place.name if place else b"."
-
-    def _path_of(self, inode: int) -> str | None:
-        """Below the mountpoint, with a leading slash; None for what has no name any more."""
-        path = self._namespace.path(inode)
-        return None if path is None else "/" + os.fsdecode(path)
-
-    def _resolve(self, path: bytes) -> int:
-        """The inode at a path below the root, links followed.
-
-        Raises:
-            NotFound: there is none.
-            InvalidRequest: links go round in circles or out of the mount.
-        """
-        inode, links = ROOT_ID, 0
-        left = _parts(path)
-        while left:
-            name = left.pop()
-            child = self._namespace.parent(inode) if name == b".." else self._namespace.lookup(inode, name)
-            found = self._namespace.inode(child)
-            if found.kind is not Kind.SYMLINK:
-                inode = child
-                continue
-            links += 1
-            if links > LINKS_MAX:
-                raise InvalidRequest(f"too many symbolic links path={os.fsdecode(path)}")
-            target = found.target
-            if target.startswith(b"/"):
-                inode, target = ROOT_ID, self._inner(target)
-            left += _parts(target)
-        return inode
-
-    def _inner(self, target: bytes) -> bytes:
-        if target == self._mountpoint or target.startswith(self._mountpoint.rstrip(b"/") + b"/"):
-            return target[len(self._mountpoint) :]
-        raise InvalidRequest(f"a symbolic link leads out of the mount target={os.fsdecode(target)}")
 
 
 def _lengthen(extents: list[dict[str, Any]], extent: Mapping[str, Any]) -> bool:
@@ -289,25 +241,3 @@ def _lengthen(extents: list[dict[str, Any]], extent: Mapping[str, Any]) -> bool:
         return False
     last["length"] += extent["length"]
     return True
-
-
-def _parts(path: bytes) -> list[bytes]:
-    """The names of a path, the first one last."""
-    return [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
-
-
-def _path(arguments: Mapping[str, Any]) -> bytes:
-    path = arguments.get("path", "")
-    if not isinstance(path, str) or "\0" in path:
-        raise InvalidRequest("a path is text")
-    return os.fsencode(path)
-
-
-def _number(arguments: Mapping[str, Any], name: str, default: int) -> int:
-    """A number that is not negative, or the default for None or nothing."""
-    value = arguments.get(name)
-    if value is None:
-        return default
-    if type(value) is not int or value < 0:
-        raise InvalidRequest(f"{name} is not a number of bytes")
-    return value

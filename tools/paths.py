@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from fusefs import launch, mount_table
 from fusefs.mount_table import MountEntry
 from fusefs.registry import MountRecord
-from metadata.errors import NotFound, Unavailable
+from metadata.errors import InvalidRequest, NotFound, Unavailable
+
+SNAPSHOTS_FOLDER = ".snapshots"
+"""Of a mountpoint: ``.snapshots/PATH/SNAP`` says PATH@SNAP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,29 @@ def locate(path: str) -> Located:
         raise NotFound(f"{path} is not under a vdiskfs mount: see 'vdiskfs status'")
     inner = os.path.normpath(resolved)[len(entry.mountpoint) :].strip("/")
     return Located(resolved, inner, entry, launch.find_record(entry))
+
+
+def locate_snapshot(path: str) -> tuple[Located, str | None]:
+    """Where ``PATH`` or ``PATH@SNAP`` lies, and the snapshot's name.
+
+    The last ``@`` counts, unless there is a file of the whole name. ``.snapshots/PATH/SNAP`` is taken too.
+
+    Raises:
+        NotFound: under no vdiskfs mount.
+        InvalidRequest: nothing stands before or behind the ``@``.
+    """
+    vdisk, at, name = path.rpartition("@")
+    if not at or "/" in name or os.path.lexists(path):
+        located = locate(path)
+        folder, _, inner = located.inner.partition("/")
+        inner, _, name = inner.rpartition("/")
+        if folder != SNAPSHOTS_FOLDER or not inner:
+            return located, None
+        vdisk = os.path.join(located.entry.mountpoint, inner)
+        return Located(vdisk, inner, located.entry, located.record), name
+    if not name or not vdisk or vdisk.endswith("/"):
+        raise InvalidRequest(f"{path} names no snapshot: write PATH@SNAP")
+    return locate(vdisk), name
 
 
 def locate_mount(path: str | None) -> Located:

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusefs.mount_table import MountEntry
 from metadata.errors import InvalidRequest, NotFound
 from metadata.units import VDISK_BYTES_MAX
 from tools import cli, render
-from tools.paths import locate, locate_mount
+from tools.paths import locate, locate_mount, locate_snapshot
 from tools.sizes import format_size, parse_size
 
 
@@ -194,6 +195,49 @@ def test_a_path_outside_any_mount_is_not_found(
     monkeypatch.setattr("fusefs.mount_table.read_mounts", list)
     with pytest.raises(NotFound, match="nothing is mounted"):
         locate_mount(None)
+
+
+@pytest.mark.parametrize(
+    ("path", "inner", "name"),
+    [
+        ("a.img", "a.img", None),
+        ("a.img@one", "a.img", "one"),
+        ("dir@x/a.img", "dir@x/a.img", None),
+        ("dir@x/a@b@c", "dir@x/a@b", "c"),
+        (".snapshots/dir/a.img/one", "dir/a.img", "one"),
+        (".snapshots/a.img", ".snapshots/a.img", None),
+        (".snapshots", ".snapshots", None),
+        ("", "", None),
+    ],
+)
+def test_the_last_at_divides_vdisk_and_snapshot(
+    path: str, inner: str, name: str | None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_pretended_mount(tmp_path, monkeypatch)
+    located, found = locate_snapshot(f"{tmp_path}/{path}")
+    assert (located.inner, found) == (inner, name)
+    assert located.path == f"{tmp_path}/{inner}".rstrip("/")
+
+
+def test_a_file_of_the_whole_name_wins(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_pretended_mount(tmp_path, monkeypatch)
+    (tmp_path / "a@b").touch()
+    located, name = locate_snapshot(f"{tmp_path}/a@b")
+    assert (located.inner, name) == ("a@b", None)
+    located, name = locate_snapshot(f"{tmp_path}/a@b@c")
+    assert (located.inner, name) == ("a@b", "c")
+
+
+@pytest.mark.parametrize("path", ["a.img@", "dir/@one", "@"])
+def test_half_a_snapshot_s_name_is_refused(path: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InvalidRequest, match="write PATH@SNAP"):
+        locate_snapshot(f"{tmp_path}/{path}")
+
+
+def on_a_pretended_mount(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = MountEntry(str(folder), "fuse.vdiskfs", "/pool", 99, 0)
+    monkeypatch.setattr("fusefs.mount_table.read_mounts", lambda: [entry])
+    monkeypatch.setattr("fusefs.launch.find_record", lambda entry: None)
 
 
 def test_json_comes_in_a_versioned_envelope(capsys: pytest.CaptureFixture[str]) -> None:
