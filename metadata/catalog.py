@@ -14,9 +14,11 @@ Each transaction that writes gets the next *revision*, and each row carries that
     owner/ID                       node, epoch
     session/NODE                   the node's address, under its lease
     snap/ID/NAME                   a version that has a name
+    trash/ID                       where a deleted vdisk was, and until when it stays (metadata/trash.py)
+    setting/NAME                   what the pool was told when it was made: trash_s
 
 **Invariant** an inode has at most one ``name/`` row, since there are no hard links; one without any has an
-``orphan/`` row. Ids are never used again.
+``orphan/`` or a ``trash/`` row. Ids are never used again.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -45,6 +47,8 @@ VDISK_PREFIX = b"vdisk/"
 OWNER_PREFIX = b"owner/"
 SESSION_PREFIX = b"session/"
 SNAP_PREFIX = b"snap/"
+TRASH_PREFIX = b"trash/"
+SETTING_PREFIX = b"setting/"
 
 
 def inode_key(inode: int) -> bytes:
@@ -75,6 +79,16 @@ def vdisk_key(vdisk: int) -> bytes:
 def owner_key(vdisk: int) -> bytes:
     """Where a vdisk's owner is."""
     return b"owner/%016x" % vdisk
+
+
+def trash_key(vdisk: int) -> bytes:
+    """Where it is noted that a deleted vdisk can be restored."""
+    return b"trash/%016x" % vdisk
+
+
+def setting_key(name: str) -> bytes:
+    """Where a setting of the pool is."""
+    return SETTING_PREFIX + name.encode()
 
 
 def session_key(node: str) -> bytes:

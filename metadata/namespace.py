@@ -26,6 +26,7 @@ from metadata.catalog import (
     NEXT_ID_KEY,
     ORPHAN_PREFIX,
     ROOT_ID,
+    TRASH_PREFIX,
     Change,
     Event,
     Row,
@@ -35,6 +36,7 @@ from metadata.catalog import (
     name_key,
 )
 from metadata.errors import Corrupt, NotFound
+from metadata.trash import Trashed, decode_trashed
 
 MODE_BITS = 0o7777
 _NAME_AT = len(name_key(0, b""))
@@ -135,7 +137,7 @@ class _Fact:
     """A row as the mirror holds it: decoded. ``value`` None: there is no such row."""
 
     key: bytes
-    value: Inode | int | str | None
+    value: Inode | Trashed | int | str | None
     revision: int
 
 
@@ -156,6 +158,7 @@ class Namespace:
         self._places: dict[int, Place] = {}
         self._directories: dict[int, _Directory] = {}
         self._orphans: dict[int, tuple[str, int]] = {}
+        self._trash: dict[int, Trashed] = {}
         self._single: dict[bytes, tuple[int, int]] = {}
         """Value and revision of the rows that hold one number: next_id, moves, exchange/NODE."""
         self._recent: dict[int, Inode] = {}
@@ -278,6 +281,14 @@ class Namespace:
         """The nameless inodes that a node had open."""
         return [inode for inode, (owner, _) in self._orphans.items() if owner == node]
 
+    def trashed(self, inode: int) -> Trashed | None:
+        """Where a vdisk in the trash was; None for one that is not there."""
+        return self._trash.get(inode)
+
+    def trash(self) -> dict[int, Trashed]:
+        """The vdisks in the trash, by id."""
+        return dict(self._trash)
+
     # Revisions, for compares.
 
     def name_revision(self, parent: int, name: bytes) -> int:
@@ -311,7 +322,7 @@ class Namespace:
             Corrupt: a row cannot be read; nothing has changed.
         """
         facts = [_decode(row.key, row.value, row.revision) for row in rows]
-        for held in (self._inodes, self._places, self._directories, self._orphans, self._single):
+        for held in (self._inodes, self._places, self._directories, self._orphans, self._trash, self._single):
             held.clear()
         self._set(facts)
         self._recent = {inode: recent for inode, recent in self._recent.items() if inode in self._inodes}
@@ -365,6 +376,9 @@ class Namespace:
         if key.startswith(ORPHAN_PREFIX):
             node, revision = self._orphans.get(id_in_key(key, ORPHAN_PREFIX), (None, 0))
             return _Fact(key, node, revision)
+        if key.startswith(TRASH_PREFIX):
+            trashed = self._trash.get(id_in_key(key, TRASH_PREFIX))
+            return _Fact(key, trashed, trashed.revision if trashed else 0)
         value, revision = self._single.get(key, (None, 0))
         return _Fact(key, value, revision)
 
@@ -381,6 +395,8 @@ class Namespace:
                     self._set_inode(id_in_key(fact.key, INODE_PREFIX), cast("Inode", fact.value))
             elif fact.key.startswith(ORPHAN_PREFIX):
                 self._set_orphan(fact)
+            elif fact.key.startswith(TRASH_PREFIX):
+                self._set_trashed(fact)
             elif _is_number(fact.key):
                 self._set_number(fact)
         for fact in names:
@@ -411,6 +427,13 @@ class Namespace:
             self._orphans.pop(inode, None)
         else:
             self._orphans[inode] = cast("str", fact.value), fact.revision
+
+    def _set_trashed(self, fact: _Fact) -> None:
+        inode = id_in_key(fact.key, TRASH_PREFIX)
+        if fact.value is None:
+            self._trash.pop(inode, None)
+        else:
+            self._trash[inode] = cast("Trashed", fact.value)
 
     def _set_number(self, fact: _Fact) -> None:
         if fact.value is None:
@@ -476,6 +499,8 @@ def _decode(key: bytes, value: bytes | None, revision: int) -> _Fact:
         return _Fact(key, None, revision)
     if key.startswith(INODE_PREFIX):
         return _Fact(key, decode_inode(key, value, revision), revision)
+    if key.startswith(TRASH_PREFIX):
+        return _Fact(key, decode_trashed(key, value, revision), revision)
     if key.startswith(NAME_PREFIX) or _is_number(key):
         number = decode_value(key, value)
         if isinstance(number, int):

@@ -13,6 +13,7 @@ are the errors of POSIX about what is there, a set-group-id directory's legacy, 
 
 import errno
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from metadata.catalog import (
@@ -26,10 +27,13 @@ from metadata.catalog import (
     inode_key,
     name_key,
     orphan_key,
+    setting_key,
+    trash_key,
     vdisk_key,
 )
 from metadata.errors import Exists, InvalidRequest, NoSpace, NotFound
 from metadata.namespace import MODE_BITS, Inode, Kind, Namespace, encode_inode
+from metadata.trash import Trashed, encode_trashed
 from metadata.units import NAME_BYTES_MAX
 
 RENAME_NOREPLACE = 1
@@ -133,6 +137,19 @@ class _Draft:
         self._compares[key] = 0
         self._puts[key] = encode_value(value)
 
+    def put_trashed(self, inode: int, trashed: Trashed) -> None:
+        self._compares[trash_key(inode)] = 0
+        self._puts[trash_key(inode)] = encode_trashed(trashed)
+
+    def delete(self, key: bytes, revision: int) -> None:
+        """Delete a row that was seen at a revision."""
+        self._compares[key] = revision
+        self._deletes.append(key)
+
+    def compare(self, key: bytes, revision: int) -> None:
+        """Carry the change out only if this row still has this revision."""
+        self._compares[key] = revision
+
     def touch_directory(self, directory: int, now_ns: int) -> None:
         """An entry came or went: the times change, and the row with them."""
         now = replace(self.inode(directory), mtime_ns=now_ns, ctime_ns=now_ns)
@@ -151,15 +168,19 @@ class _Draft:
         self._compares[name_key(entry.parent, entry.name)] = revision
 
 
-def plan_root(uid: int, gid: int, *, now_ns: int) -> Change:
-    """The first change of all: an empty root directory.
+def plan_root(uid: int, gid: int, *, now_ns: int, settings: Mapping[str, int] | None = None) -> Change:
+    """The first change of all: an empty root directory, and the pool's settings.
 
     Conflicts, when carried out, if there is one.
     """
     root = Inode(Kind.DIRECTORY, 0o755, uid, gid, now_ns, now_ns, now_ns)
     return Change(
         compares=((inode_key(ROOT_ID), 0), (NEXT_ID_KEY, 0)),
-        puts=((inode_key(ROOT_ID), encode_inode(root)), (NEXT_ID_KEY, encode_value(FIRST_FREE_ID))),
+        puts=(
+            (inode_key(ROOT_ID), encode_inode(root)),
+            (NEXT_ID_KEY, encode_value(FIRST_FREE_ID)),
+            *((setting_key(name), encode_value(value)) for name, value in (settings or {}).items()),
+        ),
     )
 
 
@@ -181,6 +202,24 @@ def plan_create(namespace: Namespace, entry: Entry, *, birth: Birth) -> Change:
     draft = _Draft(namespace)
     _enter(draft, entry, birth=birth, kind=Kind.FILE)
     draft.put(vdisk_key(birth.inode), {"parent": None, "absent": 0, "resting": None, "nameless": False})
+    return draft.change()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a clone begins with: its vdisk row, and the rows (with revisions) that this rests on."""
+
+    record: Mapping[str, object]
+    compares: tuple[tuple[bytes, int], ...] = ()
+
+
+def plan_clone(namespace: Namespace, entry: Entry, *, birth: Birth, origin: Origin) -> Change:
+    """A new vdisk that begins as another one's version. Raises as ``plan_create``."""
+    draft = _Draft(namespace)
+    _enter(draft, entry, birth=birth, kind=Kind.FILE)
+    draft.put(vdisk_key(birth.inode), dict(origin.record))
+    for key, revision in origin.compares:
+        draft.compare(key, revision)
     return draft.change()
 
 
@@ -351,6 +390,66 @@ def plan_forget(namespace: Namespace, inode: int) -> Change:
     if not revision:
         return Change()
     return Change(compares=((orphan_key(inode), revision),), deletes=(inode_key(inode), orphan_key(inode)))
+
+
+def plan_trash(namespace: Namespace, entry: Entry, *, deed: Deed, until_ns: int) -> Change:
+    """Take a vdisk's name away and keep the vdisk restorable.
+
+    Raises:
+        NotFound: there is no such name.
+        InvalidRequest: it is no vdisk.
+    """
+    victim = namespace.lookup(_directory(namespace, entry.parent), entry.name)
+    if namespace.inode(victim).kind is not Kind.FILE:
+        raise InvalidRequest(f"only vdisks go to the trash name={_shown(entry)}")
+    path = namespace.path(victim)
+    assert path is not None
+    draft = _Draft(namespace)
+    draft.delete_name(entry)
+    draft.put_inode(victim, replace(draft.inode(victim), ctime_ns=deed.now_ns))
+    draft.put_trashed(victim, Trashed(path, entry.parent, entry.name, deed.now_ns, until_ns))
+    draft.touch_directory(entry.parent, deed.now_ns)
+    return draft.change()
+
+
+def plan_restore(namespace: Namespace, vdisk: int, *, entry: Entry, deed: Deed) -> Change:
+    """Give a vdisk in the trash a name again.
+
+    Raises:
+        NotFound: it is not in the trash, or the directory is gone.
+        Exists: the name is taken.
+        InvalidRequest: as ``plan_create``.
+    """
+    trashed = _trashed(namespace, vdisk)
+    _check_name(entry)
+    if namespace.find(_directory(namespace, entry.parent), entry.name) is not None:
+        raise _taken(entry)
+    draft = _Draft(namespace)
+    draft.delete(trash_key(vdisk), trashed.revision)
+    draft.put_name(entry, vdisk)
+    draft.put_inode(vdisk, replace(draft.inode(vdisk), ctime_ns=deed.now_ns))
+    draft.touch_directory(entry.parent, deed.now_ns)
+    return draft.change()
+
+
+def plan_purge(namespace: Namespace, vdisk: int, *, deed: Deed) -> Change:
+    """Take a vdisk out of the trash for good; it becomes an orphan of ``deed.node``.
+
+    Raises:
+        NotFound: it is not in the trash.
+    """
+    trashed = _trashed(namespace, vdisk)
+    draft = _Draft(namespace)
+    draft.delete(trash_key(vdisk), trashed.revision)
+    draft.orphan(vdisk, deed)
+    return draft.change()
+
+
+def _trashed(namespace: Namespace, vdisk: int) -> Trashed:
+    trashed = namespace.trashed(vdisk)
+    if trashed is None:
+        raise NotFound(f"not in the trash: see 'vdiskfs trash ls' id={vdisk}")
+    return trashed
 
 
 def _shown(entry: Entry) -> str:

@@ -43,6 +43,7 @@ from metadata.errors import (
 from metadata.ids import GroupId, epoch_of, group_id, number_of
 from metadata.namespace_plans import plan_root
 from metadata.records import group_seed
+from metadata.trash import TRASH_S_DEFAULT
 from metadata.units import BLOCK_BYTES
 
 FORMAT = 1
@@ -400,8 +401,11 @@ def _creating(path: str) -> Iterator[None]:
         raise pool_error(exc, f"creating {path}") from exc
 
 
-def format_pool(path: str) -> DirectoryPool:
+def format_pool(path: str, *, trash_s: int = TRASH_S_DEFAULT) -> DirectoryPool:
     """Makes a directory, which may exist if it is empty, a pool.
+
+    Args:
+        trash_s: how long deleted vdisks can be restored; 0: not at all.
 
     Raises:
         Exists: it is a pool already.
@@ -419,7 +423,7 @@ def format_pool(path: str) -> DirectoryPool:
     with _creating(path):
         os.makedirs(os.path.join(path, "vdisks"), mode=0o700, exist_ok=True)
         os.chmod(path, 0o700)
-        root = plan_root(os.getuid(), os.getgid(), now_ns=time.time_ns())
+        root = plan_root(os.getuid(), os.getgid(), now_ns=time.time_ns(), settings={"trash_s": trash_s})
         create_sqlite_catalog(pathlib.Path(path, CATALOG_NAME), first=root)
         write_durably(marker, json.dumps(facts).encode())
     return open_pool(path)

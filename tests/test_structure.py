@@ -22,10 +22,12 @@ PURE = {
     "metadata.namespace_plans",
     "metadata.records",
     "metadata.rows",
+    "metadata.trash",
     "metadata.units",
     "replication.caches",
     "fusefs.fuse_abi",
     "fusefs.settings",
+    "tools.durations",
     "tools.sizes",
 }
 """Modules that only compute: no clock, no chance, no outside world, and no module of ours that has any."""

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from metadata.errors import InvalidRequest, VdiskfsError
+from metadata.trash import TRASH_S_DEFAULT
 from metadata.units import NAME_BYTES_MAX
+from tools.durations import parse_duration
 from tools.sizes import parse_size
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -58,6 +60,13 @@ def _options(text: str) -> list[str]:
     return words
 
 
+def _duration(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except InvalidRequest as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -92,6 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_mount_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     added = verb("format", "tools.commands_mount:format_pool", "make a directory a pool")
     added.add_argument("pool", metavar="POOL", help="an empty or a new directory")
+    added.add_argument(
+        "--trash",
+        type=_duration,
+        default=TRASH_S_DEFAULT,
+        metavar="TIME",
+        help="how long 'rm' keeps vdisks restorable: seconds, or with m, h, d or w; 0: not at all (default: 1d)",
+    )
 
     added = verb("mount", "tools.commands_mount:mount", "mount a pool; ready when it returns")
     added.add_argument("pool", metavar="POOL")

@@ -20,7 +20,7 @@ def format_pool(arguments: argparse.Namespace) -> int:
     """Make a directory a pool."""
     from replication import pool_directory
 
-    pool = pool_directory.format_pool(arguments.pool)
+    pool = pool_directory.format_pool(arguments.pool, trash_s=arguments.trash)
     sys.stdout.write(f"formatted {pool.path}, pool {pool.pool_id}\n")
     return 0
 

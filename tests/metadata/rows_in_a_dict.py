@@ -15,9 +15,12 @@ from metadata.namespace_plans import (
     Entry,
     plan_create,
     plan_mkdir,
+    plan_purge,
     plan_rename,
+    plan_restore,
     plan_rmdir,
     plan_root,
+    plan_trash,
     plan_unlink,
 )
 
@@ -102,6 +105,18 @@ class Node:
         deed = self.deed()
         self.do(lambda ns: plan_rmdir(ns, Entry(parent, name), deed=deed))
 
+    def trash(self, parent: int, name: bytes, *, for_ns: int = 100) -> None:
+        deed = self.deed()
+        self.do(lambda ns: plan_trash(ns, Entry(parent, name), deed=deed, until_ns=deed.now_ns + for_ns))
+
+    def restore(self, vdisk: int, parent: int, name: bytes) -> None:
+        deed = self.deed()
+        self.do(lambda ns: plan_restore(ns, vdisk, entry=Entry(parent, name), deed=deed))
+
+    def purge(self, vdisk: int) -> None:
+        deed = self.deed()
+        self.do(lambda ns: plan_purge(ns, vdisk, deed=deed))
+
     def rename(self, source: tuple[int, bytes], target: tuple[int, bytes], flags: int = 0) -> None:
         deed = self.deed()
         self.do(lambda ns: plan_rename(ns, Entry(*source), target=Entry(*target), flags=flags, deed=deed))
@@ -125,6 +140,8 @@ def facts(namespace: Namespace) -> dict[str, object]:
         },
         "empty": {number: namespace.is_empty(number) for number in numbers},
         "orphans": sorted(namespace.orphans("here")),
+        "trash": namespace.trash(),
+        "trash revisions": {number: trashed.revision for number, trashed in namespace.trash().items()},
     }
 
 

@@ -20,6 +20,7 @@ from metadata.namespace_plans import (
     plan_mkdir,
     plan_rename,
     plan_rmdir,
+    plan_trash,
     plan_unlink,
 )
 from tests.metadata.rows_in_a_dict import Node, Plan, Rows, facts, refused
@@ -43,6 +44,7 @@ class TreeOfDicts(RuleBasedStateMachine):
         self.node = Node()
         self.root = Item(ROOT_ID, {})
         self.orphans: set[int] = set()
+        self.trashed: set[int] = set()
 
     @initialize()
     def start(self) -> None:
@@ -136,6 +138,33 @@ class TreeOfDicts(RuleBasedStateMachine):
             return errno.EISDIR
         return errno.ENOTEMPTY if replaced.children else 0
 
+    @rule(pick=PICK, name=NAMES)
+    def throw_away(self, pick: int, name: bytes) -> None:
+        parent = self.pick(pick)
+        assert parent.children is not None
+        item = parent.children.get(name)
+        error = errno.ENOENT if item is None else errno.EINVAL if item.children is not None else 0
+        if self.expect(lambda: self.node.trash(parent.inode, name), error):
+            self.trashed.add(parent.children.pop(name).inode)
+
+    @precondition(lambda self: self.trashed)
+    @rule(pick=PICK, name=NAMES, which=PICK)
+    def restore(self, pick: int, name: bytes, which: int) -> None:
+        parent, inode = self.pick(pick), sorted(self.trashed)[which % len(self.trashed)]
+        assert parent.children is not None
+        error = errno.EEXIST if name in parent.children else 0
+        if self.expect(lambda: self.node.restore(inode, parent.inode, name), error):
+            parent.children[name] = Item(inode)
+            self.trashed.remove(inode)
+
+    @precondition(lambda self: self.trashed)
+    @rule(pick=PICK)
+    def purge(self, pick: int) -> None:
+        inode = sorted(self.trashed)[pick % len(self.trashed)]
+        self.node.purge(inode)
+        self.trashed.remove(inode)
+        self.orphans.add(inode)
+
     @precondition(lambda self: self.orphans)
     @rule(pick=PICK)
     def forget(self, pick: int) -> None:
@@ -192,6 +221,7 @@ class TreeOfDicts(RuleBasedStateMachine):
                 ns, Entry(parent, name), target=Entry(ROOT_ID, b"new"), flags=0, deed=self.node.deed()
             ),
             lambda ns: plan_rmdir(ns, Entry(ROOT_ID, b"new"), deed=self.node.deed()),
+            lambda ns: plan_trash(ns, Entry(parent, b"a"), deed=self.node.deed(), until_ns=0),
         ):
             try:
                 undos.append(namespace.attempt(plan(namespace), namespace.revision + 1))
@@ -216,6 +246,7 @@ class TreeOfDicts(RuleBasedStateMachine):
                 assert namespace.link_count(child.inode) >= 1
                 assert namespace.parent(child.inode) == item.inode
         assert set(namespace.orphans("here")) == self.orphans
+        assert set(namespace.trash()) == self.trashed
 
     @invariant()
     def the_mirror_is_what_its_rows_say(self) -> None:
