@@ -35,6 +35,8 @@ POSITION_MASK = (1 << POSITION_BITS) - 1
 NUMBER_BITS = 26
 EPOCH_MAX = (1 << 22) - 1
 NUMBER_MAX = (1 << NUMBER_BITS) - 1
+COMPACTED_FROM = 1 << (NUMBER_BITS - 1)
+"""Groups numbered from here on hold what compaction moved: data without records, no part of the log."""
 
 
 def group_id(epoch: int, number: int) -> GroupId:
@@ -52,3 +54,8 @@ def epoch_of(group: int) -> Epoch:
 def number_of(group: int) -> int:
     """The group's number within its epoch."""
     return group & NUMBER_MAX
+
+
+def is_compacted(group: int) -> bool:
+    """Whether compaction wrote this group; the log wrote all others."""
+    return number_of(group) >= COMPACTED_FROM

@@ -81,9 +81,10 @@ async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> int | None:
                 return None
             # No await since the look at the source: its next commit leaves these rows alone.
             source.keep(source.log.version)
-            await adopt(target.workspace.catalog, target.vdisk, parent=parent)
-            target.ancestry = _child_ancestry(source, parent[1])
-            vdisks.note_parent(target.vdisk, parent)
+            with vdisks.pinned(*parent):
+                await adopt(target.workspace.catalog, target.vdisk, parent=parent)
+                target.ancestry = _child_ancestry(source, parent[1])
+                vdisks.note_parent(target.vdisk, parent)
             return size
     return None
 

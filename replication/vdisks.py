@@ -12,8 +12,8 @@ import logging
 import os
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
@@ -112,6 +112,7 @@ class Vdisks:
         self._resting: dict[int, Resting] = {}
         self._claimed: set[int] = set()
         self._parents: dict[int, tuple[int, int]] = {}
+        self._pins: Counter[tuple[int, int]] = Counter()
         self._loading: dict[int, trio.Event] = {}
         self._idle_ticks: dict[int, int] = {}
         self._pending_ticks: dict[int, int] = {}
@@ -300,7 +301,23 @@ class Vdisks:
 
     def kept_versions(self, vdisk: int) -> tuple[int, ...]:
         """Versions of a vdisk that others read, in order."""
-        return tuple(sorted({version for parent, version in self._parents.values() if parent == vdisk}))
+        children = {version for parent, version in self._parents.values() if parent == vdisk}
+        return tuple(sorted(children | {version for pinned, version in self._pins if pinned == vdisk}))
+
+    @contextmanager
+    def pinned(self, vdisk: int, version: int) -> Iterator[None]:
+        """Inside, the version counts as kept.
+
+        Whoever keeps a version pins it in the same stretch without an await as ``Head.keep``, until the catalog's
+        mirror names it: collection deletes what no kept version sees.
+        """
+        self._pins[vdisk, version] += 1
+        try:
+            yield
+        finally:
+            self._pins[vdisk, version] -= 1
+            if not self._pins[vdisk, version]:
+                del self._pins[vdisk, version]
 
     async def _recovered(self, vdisk: int, facts: VdiskFacts) -> Recovered:
         """The index's state, brought up to the log's end if it is not there."""

@@ -18,6 +18,7 @@ PURE = {
     "metadata.errors",
     "metadata.ids",
     "metadata.journal_entries",
+    "metadata.liveness",
     "metadata.namespace",
     "metadata.namespace_plans",
     "metadata.records",

@@ -448,3 +448,22 @@ class TestFamilies:
                 await sound(vdisks, 20, 21)
 
         run(main)
+
+
+def test_the_version_that_a_copy_is_about_to_share_counts_as_kept_before_the_catalog_knows(rig: Rig) -> None:
+    async def main() -> None:
+        async with rig.node() as vdisks:
+            source, target = await create(vdisks, 20), await create(vdisks, 21)
+            await write(source, 0, blocks(*range(10)))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(copy, vdisks, source, target)
+                while source.generation == 1:
+                    assert vdisks.kept_versions(20) == ()
+                    await trio.lowlevel.checkpoint()
+                assert vdisks.kept_versions(20) == (source.log.version,)
+            assert vdisks.kept_versions(20) == (source.log.version,)
+            with vdisks.pinned(20, 77), vdisks.pinned(20, 77):
+                assert 77 in vdisks.kept_versions(20)
+            assert 77 not in vdisks.kept_versions(20)
+
+    run(main)
