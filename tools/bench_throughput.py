@@ -4,8 +4,9 @@ Within a round each contender runs once, and the next round starts with the next
 and any advantage of a place in the order spread evenly. The page cache is in the same state for each:
 
 * Nothing is dirty before a sample: each pays for its own write-back alone.
-* Before the first sample of a reading row each image was read once as a whole, the way the row reads it, so
-  whatever can be cached on that way is.
+* Before a reading sample its image is read once as a whole, the way the row reads it, so whatever can be cached
+  on that way is. Before each sample, because some kernels (DAMON's proactive reclaim on cloud machines) drop
+  pages that nobody touched for half a minute, however much memory is free.
 * Before a writing sample the contender's files have no pages in the cache. Else who filled an image in place
   with large writes is punished in all that follows: ext4 keeps such a stretch in large folios, and a 4 KiB
   write into one takes 25 to 50 us instead of 5 (seen on Linux 6.18).
@@ -43,7 +44,6 @@ class Arena:
         self._contenders: dict[str, Contender] = {}
         self._cleanup = ExitStack()
         self._overwritten = False
-        self._warm: set[bool] = set()
 
     def __enter__(self) -> Self:
         with ExitStack() as cleanup:
@@ -73,8 +73,6 @@ class Arena:
         if row.overwritten and not self._overwritten:
             self._write_all(RANDOM_WRITE_16, why="overwriting")
             self._overwritten = True
-        if row.job.reads and row.job.direct not in self._warm:
-            self._read_all(direct=row.job.direct)
         names = list(self._contenders)
         if row.measure is Measure.CPU_US:
             names = [name for name in names if self._daemon_pid(name) is not None]
@@ -118,18 +116,13 @@ class Arena:
             self._prepare(name, job)
         run_job_on_each(job, paths, amount=Amount(span_bytes=self._plan.image_bytes))
         settle(self._folder, paths)
-        self._warm.clear()
-
-    def _read_all(self, *, direct: bool) -> None:
-        """Read every image once as a whole."""
-        self._progress("warming up")
-        job = Job(rw="read", block_bytes=MIB, depth=4 if direct else 1, direct=direct)
-        paths = [self._path(name) for name in self._contenders]
-        run_job_on_each(job, paths, amount=Amount(span_bytes=self._plan.image_bytes))
-        self._warm.add(direct)
 
     def _prepare(self, name: str, job: Job) -> None:
-        if not job.reads:
+        """Brings the page cache into the state that every sample starts from."""
+        if job.reads:
+            whole = Job(rw="read", block_bytes=MIB, depth=4 if job.direct else 1, direct=job.direct)
+            run_job(whole, self._path(name), amount=Amount(span_bytes=self._plan.image_bytes))
+        else:
             forget_pages([self._path(name), *self._contenders[name].backing_files()])
 
     def _settle(self, name: str, job: Job) -> None:
