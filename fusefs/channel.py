@@ -25,7 +25,7 @@ from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
 from metadata.errors import IndexDamaged, VdiskfsError
 from replication.commit import begin_nowait, note_sync
-from replication.head import Head
+from replication.head import SYNC_STREAK, Head
 from replication.vdisks import Vdisks
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Channel:
                     work = self._requests.write(fh, offset, bytes(data), kill_suid=bool(kill))
                     nursery.start_soon(self._answer, unique, work)
                 elif head.syncs.streak and head.syncs.wants_commit():
-                    begin_nowait(head)  # the fsync that will ask for it is on its way
+                    begin_nowait(head, light=True)  # the fsync that will ask for it is on its way
             elif not self._small_nowait(nursery, opcode, unique, view[:length]):
                 self._dispatch(nursery, opcode, unique, bytes(view[:length]))
                 spins = SPIN_READS  # a task waits for its turn
@@ -196,8 +196,11 @@ class Channel:
         head, handle = self._vdisks.heads_by_handle.get(fh), self._vdisks.handles.get(fh)
         if head is None or handle is None or handle.errors_told != head.error_no:
             return False
-        if head.commit_done is None and head.is_dirty and not begin_nowait(head):
-            return False
+        flight = head.flight
+        if (flight is None or flight.finished) and head.is_dirty:
+            begin_nowait(head, light=head.syncs.streak >= SYNC_STREAK)
+            if head.commit_done is None:
+                return False
         note_sync(head)
         self._answer_sync(nursery, fh, unique, target=head.change_no)
         return True
@@ -208,13 +211,18 @@ class Channel:
             return
         if head is None or handle is None or handle.errors_told != head.error_no:
             nursery.start_soon(self._answer, unique, self._requests.fsync(fh))
-        elif head.committed_no >= target:
+            return
+        if head.committed_no >= target:
             self._reply(unique, 0)
+            return
+        if head.commit_done is None and not begin_nowait(head, light=head.syncs.streak >= SYNC_STREAK):
+            nursery.start_soon(self._answer, unique, self._requests.fsync(fh))
+            return
+        again = functools.partial(self._answer_sync, nursery, fh, unique, target=target)
+        flight = head.flight
+        if flight is not None and flight.change_no >= target:
+            flight.answer(functools.partial(self._reply, unique, 0), when_failed=again)
         else:  # a commit that began before this fsync does not hold all of it: wait for it, then for the next
-            if head.commit_done is None and not begin_nowait(head):
-                nursery.start_soon(self._answer, unique, self._requests.fsync(fh))
-                return
-            again = functools.partial(self._answer_sync, nursery, fh, unique, target=target)
             head.sync_waiters.append(again)
 
     def _set_times_nowait(self, unique: int, request: memoryview) -> bool:

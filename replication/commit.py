@@ -1,11 +1,13 @@
 """Flush: everything acknowledged becomes a durable version, in the order that promise 1 needs.
 
     _begin (loop)    take what is pending; encode the rows and checksums it changed
-    _write (thread)  record behind the data, fdatasync of every group concerned: **durable here**;
+    _write (thread)  record behind the data, fdatasync of every group concerned: **durable here**, answered here;
                      then rows, checksums and the applied version into the index, one batch
-    _end (loop)      version, and whoever waited is told
+    _end (loop)      version; whoever waits for the next commit gets it
 
-One commit at a time for each vdisk; flushes that come meanwhile share the next one. A failure is counted in
+One commit at a time for each vdisk; flushes that come meanwhile share the next one. For a guest that syncs behind
+each write there are *light* commits, which leave the index alone: the rows stay dirty, and every LIGHT_COMMITS_MAX-th
+commit, or ``flush``, lets the index catch up. A crash costs a replay of so many records. A failure is counted in
 ``head.error_no``, so that every open handle hears of it; what was pending stays pending, and the next commit
 first rescues it from the group that failed (replication/log.py). The index failing is no failure of a flush: it
 is rebuilt from the log, and the rows stay dirty until it takes them.
@@ -23,8 +25,8 @@ from metadata.errors import Unavailable, VdiskfsError
 from metadata.ids import HOLE
 from metadata.index import IndexBatch, VdiskState
 from metadata.rows import encode_row, uniform_row
+from replication.flight import Flight
 from replication.head import DIRTY_ROWS_MAX, SYNC_STREAK, Head
-from replication.log import Commit
 from replication.ownership import claim
 from replication.workspace import Loaded, Workspace
 
@@ -38,29 +40,37 @@ PENDING_BYTES_MAX = 1 << 30
 """Unflushed bytes of one vdisk after which a write waits for a commit: before the kernel makes us wait."""
 
 
-@dataclass(slots=True)
-class _Prepared:
-    commit: Commit
-    batch: IndexBatch
-    change_no: int
-    cut: int | None
+LIGHT_COMMITS_MAX = 64
 
 
 async def flush(head: Head) -> None:
-    """Returns when every change acknowledged before the call is durable.
+    """Returns when every change acknowledged before the call is durable, and the index has it, if it takes it.
 
     Raises:
         NoSpace, Unavailable, Corrupt: it is not; what was pending is kept and tried again by the next flush.
     """
     target = head.change_no
-    while not head.gone and head.committed_no < target:
-        errors = head.error_no
-        if head.commit_done is None and not begin_nowait(head):
-            await _begin_with_room(head)
-        if head.commit_done is not None:
-            await head.commit_done.wait()
-        if head.error_no != errors and head.committed_no < target and head.last_error is not None:
-            raise head.last_error
+    head.flushing += 1
+    try:
+        while not head.gone and head.committed_no < target:
+            errors = head.error_no
+            if head.commit_done is None and not begin_nowait(head):
+                await _begin_with_room(head)
+            if head.commit_done is not None:
+                await head.commit_done.wait()
+            if head.error_no != errors and head.committed_no < target and head.last_error is not None:
+                raise head.last_error
+        while not head.gone and head.light_commits:
+            if head.commit_done is None and not begin_nowait(head):
+                if head.is_dirty:
+                    await _begin_with_room(head)
+                else:
+                    head.commit_done = trio.Event()
+                    _start(head, _begin_index(head))
+            if head.commit_done is not None:
+                await head.commit_done.wait()
+    finally:
+        head.flushing -= 1
 
 
 def note_sync(head: Head) -> None:
@@ -73,21 +83,30 @@ def note_sync(head: Head) -> None:
     head.synced_no = head.change_no
 
 
-def begin_nowait(head: Head) -> bool:
-    """Begins a commit if that needs no waiting; ``head.commit_done`` and ``sync_waiters`` tell of its end."""
+def begin_nowait(head: Head, *, light: bool = False) -> bool:
+    """Begins a commit if that needs no waiting; ``head.flight`` and ``head.commit_done`` tell of its end.
+
+    Args:
+        head: whose changes.
+        light: leave the index alone this time, if nobody needs it.
+    """
+    flight = head.flight
+    if flight is not None and flight.finished:
+        _end(head, flight)
     if head.commit_done is not None or head.gone or not head.is_dirty:
         return False
     if not head.running or head.room_lock.locked() or not head.log.record_fits():
         return False
     head.commit_done = trio.Event()
-    _start(head, _begin(head))
+    may_be_light = head.light_commits < LIGHT_COMMITS_MAX and not head.flushing
+    _start(head, _begin(head, light=light and may_be_light))
     return True
 
 
 async def _begin_with_room(head: Head) -> None:
     head.commit_done = trio.Event()
     try:
-        prepared = await _prepare(head)
+        flight = await _prepare(head)
     except VdiskfsError as exc:
         _count_failure(head, exc)
         _announce_end(head)
@@ -95,31 +114,38 @@ async def _begin_with_room(head: Head) -> None:
     except BaseException:
         _announce_end(head)
         raise
-    _start(head, prepared)
+    _start(head, flight)
 
 
-def _start(head: Head, prepared: _Prepared) -> None:
-    head.workspace.pool.hold(prepared.commit.files)
+def _start(head: Head, flight: Flight) -> None:
+    head.flight = flight
+    if flight.commit is not None:
+        head.workspace.pool.hold(flight.commit.files)
     head.workspace.commit_threads.submit(
-        functools.partial(_write, head, prepared), functools.partial(_end, head, prepared)
+        functools.partial(_write, head, flight), lambda _, error: _end(head, flight)
     )
 
 
-def _end(
-    head: Head, prepared: _Prepared, index_error: VdiskfsError | None, failure: Exception | None
-) -> None:
-    """On the event loop, called by the commit thread."""
-    head.workspace.pool.release(prepared.commit.files)
+def _end(head: Head, flight: Flight) -> None:
+    """On the event loop, called when the commit thread is done, or earlier by who wants to begin the next commit."""
+    if flight.ended:
+        return
+    flight.ended, head.flight = True, None
+    if flight.commit is not None:
+        head.workspace.pool.release(flight.commit.files)
+    failure = flight.failure
     if failure is None:
-        _finish(head, prepared, index_error)
+        _finish(head, flight)
     else:
         if not isinstance(failure, VdiskfsError):
             log.error("unexpected error in a commit", exc_info=failure)
             failure = Unavailable(f"unexpected error in a commit: {failure!r}")
         head.committing_sequence = 0
-        head.log.fail_commit(prepared.commit)
-        _take_back(head, prepared)
+        if flight.commit is not None:
+            head.log.fail_commit(flight.commit)
+        _take_back(head, flight)
         _count_failure(head, failure)
+    head.sync_waiters += flight.take_failed()
     _announce_end(head)
 
 
@@ -138,7 +164,7 @@ def _announce_end(head: Head) -> None:
         waiter()
 
 
-async def _prepare(head: Head) -> _Prepared:
+async def _prepare(head: Head) -> Flight:
     async with head.room_lock:
         for _ in range(_ROOM_TRIES):
             await _start_running(head)
@@ -150,8 +176,40 @@ async def _prepare(head: Head) -> _Prepared:
         return _begin(head)
 
 
-def _begin(head: Head) -> _Prepared:
+def _begin(head: Head, *, light: bool = False) -> Flight:
     """From here to the end no await: the record holds exactly the rows' state."""
+    time_ns = head.mtime_ns or time.time_ns()
+    light = light and head.cut_vblock is None
+    lot = None if light else _take_index_lot(head)
+    commit = head.log.begin_commit(
+        size=head.size, time_ns=time_ns, own_blocks=head.own_blocks, overlap=head.overlap
+    )
+    head.committing_sequence = commit.pending.first_sequence
+    if lot is None:
+        head.light_commits += 1
+        return Flight(commit, None, head.change_no)
+    place, check = commit.place, commit.check
+    state = _state(head, version=commit.record.version, record=(place, check), time_ns=time_ns)
+    return Flight(commit, _batch(head, lot, state), head.change_no, lot.cut)
+
+
+def _begin_index(head: Head) -> Flight:
+    """As ``_begin``, of a head that has nothing uncommitted: only the index lags."""
+    lot, record = _take_index_lot(head), (head.log.record_place, head.log.record_check)
+    state = _state(head, version=head.log.version, record=record, time_ns=head.mtime_ns)
+    return Flight(None, _batch(head, lot, state), head.change_no, lot.cut)
+
+
+@dataclass(slots=True)
+class _IndexLot:
+    """What the index lacks."""
+
+    rows: dict[int, bytes]
+    segments: dict[int, bytes]
+    cut: int | None
+
+
+def _take_index_lot(head: Head) -> _IndexLot:
     groups = head.groups
     rows = {vblock: encode_row(head.rows[vblock]) for vblock in head.dirty}
     segments = {key: groups.segments[key].tobytes() for key in groups.pinned[0]}
@@ -159,71 +217,85 @@ def _begin(head: Head) -> _Prepared:
     head.pinned[:] = head.dirty, head.committing
     groups.pinned[1], groups.pinned[0] = groups.pinned[0], set()
     head.tail_key = -1
+    head.light_commits = 0
     cut = head.cutting_vblock = head.cut_vblock
     head.cut_vblock = None
-    time_ns = head.mtime_ns or time.time_ns()
-    commit = head.log.begin_commit(
-        size=head.size, time_ns=time_ns, own_blocks=head.own_blocks, overlap=head.overlap
-    )
-    state = VdiskState(
-        version=commit.record.version,
-        record_place=commit.place,
-        record_check=commit.check,
-        record_end=head.log.tail,
+    return _IndexLot(rows, segments, cut)
+
+
+def _state(head: Head, *, version: int, record: tuple[int, int], time_ns: int) -> VdiskState:
+    return VdiskState(
+        version=version,
+        record_place=record[0],
+        record_check=record[1],
+        record_end=head.log.end,
         size=head.size,
         own_blocks=head.own_blocks,
         overlap=head.overlap,
         time_ns=time_ns,
         generation=head.generation,
     )
-    head.committing_sequence = commit.pending.first_sequence
-    batch = IndexBatch(head.vdisk, head.generation, rows=rows, segments=segments, state=state)
-    return _Prepared(commit, batch, head.change_no, cut)
 
 
-def _write(head: Head, prepared: _Prepared) -> VdiskfsError | None:
-    """Thread. Raises what the pool raises; returns what the index raises."""
-    prepared.commit.write()
-    batch = prepared.batch
+def _batch(head: Head, lot: _IndexLot, state: VdiskState) -> IndexBatch:
+    return IndexBatch(head.vdisk, head.generation, rows=lot.rows, segments=lot.segments, state=state)
+
+
+def _write(head: Head, flight: Flight) -> None:
+    """Thread. What goes wrong is noted in the flight."""
     try:
-        if prepared.cut is not None:
-            if head.generation == 1:
-                batch.drop_from_vblock = prepared.cut
-            else:  # older versions keep their rows: cover them
-                hole = encode_row(uniform_row(HOLE))
-                hidden = head.index.vblocks(head.vdisk, prepared.cut, (1 << 64) - 1)
-                batch.rows = {**dict.fromkeys(hidden, hole), **batch.rows}
-        head.index.apply(batch)
-    except VdiskfsError as exc:
-        return exc
-    return None
+        if flight.commit is not None:
+            flight.commit.write()
+        flight.note_durable()
+        if flight.batch is not None:
+            _apply(head, flight.batch, cut=flight.cut)
+    except Exception as exc:
+        if flight.durable and isinstance(exc, VdiskfsError):
+            flight.index_error = exc
+        else:
+            flight.failure = exc
+    flight.finished = True
 
 
-def _finish(head: Head, prepared: _Prepared, index_error: VdiskfsError | None) -> None:
-    head.log.finish_commit(prepared.commit)
-    head.committed_no = prepared.change_no
-    head.journal_forfeited = False
-    head.committing_sequence = 0
-    if index_error is not None:
-        log.error("the index lags behind: %s vdisk=%d", index_error, head.vdisk)
-        _take_back(head, prepared)
-        return
-    head.commits += 1
-    head.committing = set()
-    head.pinned[:] = head.dirty, head.committing
-    head.groups.pinned[1] = set()
-    head.cutting_vblock = None
+def _apply(head: Head, batch: IndexBatch, *, cut: int | None) -> None:
+    if cut is not None:
+        if head.generation == 1:
+            batch.drop_from_vblock = cut
+        else:  # older versions keep their rows: cover them
+            hole = encode_row(uniform_row(HOLE))
+            hidden = head.index.vblocks(head.vdisk, cut, (1 << 64) - 1)
+            batch.rows = {**dict.fromkeys(hidden, hole), **batch.rows}
+    head.index.apply(batch)
 
 
-def _take_back(head: Head, prepared: _Prepared) -> None:
+def _finish(head: Head, flight: Flight) -> None:
+    if flight.commit is not None:
+        head.log.finish_commit(flight.commit)
+        head.committed_no = flight.change_no
+        head.journal_forfeited = False
+        head.committing_sequence = 0
+    if flight.index_error is not None:
+        log.error("the index lags behind: %s vdisk=%d", flight.index_error, head.vdisk)
+        _take_back(head, flight)
+    elif flight.batch is not None:
+        head.commits += 1
+        head.committing = set()
+        head.pinned[:] = head.dirty, head.committing
+        head.groups.pinned[1] = set()
+        head.cutting_vblock = None
+
+
+def _take_back(head: Head, flight: Flight) -> None:
     """What the index did not get stays dirty."""
+    if flight.batch is None:
+        return
     head.dirty |= {vblock for vblock in head.committing if vblock in head.rows}  # not those cut off since
     head.committing = set()
     head.pinned[:] = head.dirty, head.committing
     head.groups.pinned[0] |= head.groups.pinned[1]
     head.groups.pinned[1] = set()
-    if prepared.cut is not None:
-        head.cut_vblock = prepared.cut if head.cut_vblock is None else min(prepared.cut, head.cut_vblock)
+    if flight.cut is not None:
+        head.cut_vblock = flight.cut if head.cut_vblock is None else min(flight.cut, head.cut_vblock)
     head.cutting_vblock = None
 
 

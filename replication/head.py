@@ -28,6 +28,7 @@ from metadata.journal_entries import digest_of
 from metadata.rows import own_block_count, uniform_row
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES, VDISK_BYTES_MAX
 from replication.ancestry import Ancestry
+from replication.flight import Flight
 from replication.groups import GroupSet, block_checksums
 from replication.log import OwnerLog
 from replication.reader import ZERO_BLOCK, Reader, scratch
@@ -92,6 +93,12 @@ class Head(Reader):
         self.tail_key = -1
         """The checksum segment that appends fill now and the next commit holds; a commit sets it to -1."""
         self._tail_segment = array("I")
+        self.flight: Flight | None = None
+        """The commit that runs now."""
+        self.light_commits = 0
+        """Commits since the index was last given anything; its rows are dirty still."""
+        self.flushing = 0
+        """Callers that want the index to have all."""
         self.sync_waiters: list[Callable[[], None]] = []
         """Called when the commit that runs now has ended, well or not."""
         self.running = False
