@@ -434,6 +434,8 @@ class Vdisks:
         ):
             await flush(head)
             self._pending_ticks[vdisk] = 0
+        if head.light_commits and not head.is_dirty:
+            await flush(head)
         if idle > REST_AFTER_TICKS:
             await self.put_to_rest(head)
             self._pending_ticks.pop(vdisk, None)

@@ -16,6 +16,7 @@ from metadata.errors import Unavailable, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.records import group_seed
 from replication import head_write, pool_directory
+from replication.commit import begin_nowait
 from replication.head import Head
 from replication.pool_directory import DirectoryPool, GroupFile
 from replication.vdisks import Vdisks
@@ -163,7 +164,12 @@ class PowerCutWalk:
         self.history.append(f"{vdisk}: punch {first}+{count}")
 
     async def flush(self, vdisks: Vdisks, vdisk: int) -> None:
-        await vdisks.flush(VdiskId(vdisk))
+        head = vdisks.heads[vdisk]
+        if self.chance.random() < 0.5 and begin_nowait(head, light=True) and head.commit_done is not None:
+            await head.commit_done.wait()
+            assert not head.is_dirty
+        else:
+            await vdisks.flush(VdiskId(vdisk))
         legal = self.legal[vdisk]
         legal.flushed = [legal.now(number) for number in range(BLOCKS)]
         legal.since = [[] for _ in range(BLOCKS)]

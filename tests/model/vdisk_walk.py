@@ -20,6 +20,7 @@ from metadata.ids import VdiskId
 from replication import head_read, head_write
 from replication.checkpoint import checkpoint
 from replication.cloning import copy_range
+from replication.commit import begin_nowait
 from replication.head import Head
 from replication.mapping import map_range
 from replication.vdisks import Vdisks
@@ -242,6 +243,13 @@ class Walk:
         await self.flushed(vdisk)
         return "flush"
 
+    async def begin_lightly(self, vdisk: int) -> str:
+        """What a guest that syncs behind each write sets going."""
+        head = self.head(vdisk)
+        if begin_nowait(head, light=True) and self.chance.random() < 0.7 and head.commit_done is not None:
+            await head.commit_done.wait()
+        return "light commit"
+
     async def flushed(self, vdisk: int) -> None:
         """A flush that works, after those that may fail."""
         handle = handles_of(self.vdisks, vdisk)[0]
@@ -345,7 +353,16 @@ class Walk:
     @property
     def data_operations(self) -> list[Operation]:
         often = [self.write, self.write, self.write, self.read, self.punch]
-        return [*often, self.truncate, self.copy, self.copy, self.seek, self.flush, self.shrink_caches]
+        return [
+            *often,
+            self.truncate,
+            self.copy,
+            self.copy,
+            self.seek,
+            self.flush,
+            self.begin_lightly,
+            self.shrink_caches,
+        ]
 
     @property
     def operations(self) -> list[Operation]:

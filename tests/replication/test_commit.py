@@ -9,7 +9,7 @@ import trio.testing
 
 from metadata.errors import NoSpace, Unavailable
 from replication import head_write
-from replication.commit import begin_nowait, flush
+from replication.commit import LIGHT_COMMITS_MAX, begin_nowait, flush
 from replication.head import Head
 from tests.replication.faults import FaultyRig
 from tests.replication.rig import (
@@ -269,6 +269,139 @@ class TestFailures:
 
         for number, what in enumerate(("sync", "apply", "create", "preallocate")):
             run(partial(main, 20 + number, what))
+
+
+async def sync_lightly(head: Head) -> None:
+    """As a guest's fsync behind a write, of a guest that always does so."""
+    assert begin_nowait(head, light=True)
+    assert head.commit_done is not None
+    await head.commit_done.wait()
+
+
+class TestLightCommits:
+    def test_they_are_durable_and_leave_the_index_alone(self, faulty: FaultyRig) -> None:
+        async def main() -> None:
+            async with faulty.node(kill=True) as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await write(head, 0, block(1))
+                await vdisks.flush(20)
+                applied = faulty.faults.calls["apply"]
+                for number in range(2, 10):
+                    await write(head, (number % 3) * B, block(number))
+                    await sync_lightly(head)
+                assert faulty.faults.calls["apply"] == applied
+                assert head.log.version == 9
+                await write(head, 5 * B, block(99))  # not flushed: the journal has it
+            async with faulty.node() as vdisks:
+                head = await opened(vdisks, 20)
+                assert (await content(head))[: 6 * B] == blocks(9, 7, 8) + bytes(2 * B) + block(99)
+                await sound(vdisks, 20)
+
+        run(main)
+
+    @pytest.mark.parametrize("lost", ["state", "index"])
+    def test_they_are_found_in_the_log_alone(self, faulty: FaultyRig, lost: str) -> None:
+        async def main() -> None:
+            async with faulty.node(kill=True) as vdisks:
+                head = await create(vdisks, 20, MIB)
+                for number in range(1, 10):
+                    await write(head, number * B, block(number))
+                    if head.running:
+                        await sync_lightly(head)
+                    else:
+                        await vdisks.flush(20)
+            faulty.lose_state() if lost == "state" else faulty.lose_index()
+            async with faulty.node() as vdisks:
+                assert (await content(await opened(vdisks, 20)))[B : 10 * B] == blocks(*range(1, 10))
+                await sound(vdisks, 20)
+
+        run(main)
+
+    def test_a_flush_lets_the_index_catch_up_even_if_nothing_is_left_to_commit(
+        self, faulty: FaultyRig
+    ) -> None:
+        async def main() -> None:
+            async with faulty.node() as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await write(head, 0, block(1))
+                await vdisks.flush(20)
+                await write(head, B, block(2))
+                await sync_lightly(head)
+                assert (head.is_dirty, head.index_lags) == (False, True)
+                version = head.log.version
+                await vdisks.flush(20)
+                assert (head.index_lags, head.log.version) == (False, version)
+                state = vdisks.workspace.index.state(20)
+                assert state is not None
+                assert state.version == version
+                await sound(vdisks, 20)
+
+        run(main)
+
+    def test_the_index_never_lags_by_more_than_so_many(self, faulty: FaultyRig) -> None:
+        async def main() -> None:
+            async with faulty.node() as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await write(head, 0, block(1))
+                await vdisks.flush(20)
+                applied = faulty.faults.calls["apply"]
+                for number in range(3 * LIGHT_COMMITS_MAX):
+                    await write(head, 0, block(number + 2))
+                    await sync_lightly(head)
+                    assert head.light_commits <= LIGHT_COMMITS_MAX
+                assert faulty.faults.calls["apply"] - applied == 2
+                await sound(vdisks, 20)
+
+        run(main)
+
+    def test_who_waits_is_answered_before_the_index_is_asked_and_once(self, faulty: FaultyRig) -> None:
+        async def main() -> None:
+            async with faulty.node() as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await write(head, 0, block(1))
+                await vdisks.flush(20)
+                await write(head, B, block(2))
+                told: list[str] = []
+                durable, failed = partial(told.append, "durable"), partial(told.append, "failed")
+                async with trio.open_nursery() as nursery, faulty.faults.held("apply") as hold:
+                    nursery.start_soon(flush, head)
+                    await hold.wait_reached()
+                    assert head.flight is not None
+                    assert told == []
+                    head.flight.answer(durable, when_failed=failed)  # it is durable already
+                    assert told == ["durable"]
+                assert told == ["durable"]
+
+        run(main)
+
+    def test_a_failure_reaches_who_waits_and_the_next_commit_holds_it_all(self, faulty: FaultyRig) -> None:
+        async def main() -> None:
+            async with faulty.node(kill=True) as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await write(head, 0, block(1))
+                await vdisks.flush(20)
+                await write(head, B, block(2))
+                await sync_lightly(head)
+                await write(head, 2 * B, block(3))
+                faulty.faults.failing["sync"] = 1
+                told: list[str] = []
+                async with faulty.faults.held("sync"):
+                    assert begin_nowait(head, light=True)
+                    done = head.commit_done
+                    assert head.flight is not None
+                    head.flight.answer(
+                        partial(told.append, "durable"), when_failed=partial(told.append, "failed")
+                    )
+                assert done is not None
+                await done.wait()
+                assert (told, head.error_no) == (["failed"], 1)
+                await vdisks.flush(20)
+                await sound(vdisks, 20)
+            faulty.lose_state()
+            async with faulty.node() as vdisks:
+                assert (await content(await opened(vdisks, 20)))[: 3 * B] == blocks(1, 2, 3)
+
+        run(main)
 
 
 class TestIndexThatLags:
