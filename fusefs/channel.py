@@ -25,12 +25,14 @@ from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
 from metadata.errors import IndexDamaged, VdiskfsError
 from replication.commit import begin_nowait, note_sync
+from replication.groups import keep_split
 from replication.head import SYNC_STREAK, Head
 from replication.vdisks import Vdisks
 
 log = logging.getLogger(__name__)
 
-REQUEST_BYTES_MAX = (abi.REQUEST_PAGES << 12) + 8192
+WRITE_BYTES_MAX = abi.REQUEST_PAGES << 12
+REQUEST_BYTES_MAX = WRITE_BYTES_MAX + 8192
 BURST = 32
 """Requests taken before other tasks get a turn."""
 SPIN_READS = 12
@@ -107,6 +109,7 @@ class Channel:
         fuse_fd, readv, unpack = self._fuse_fd, os.readv, abi.REQUEST_HEAD.unpack_from
         request = bytearray(REQUEST_BYTES_MAX)
         view, vector = memoryview(request), [request]
+        largest = keep_split(view[abi.WRITE_DATA_AT : abi.WRITE_DATA_AT + WRITE_BYTES_MAX])
         heads = self._vdisks.heads_by_handle
         spins = burst = 0
         while True:
@@ -134,7 +137,9 @@ class Channel:
                     nursery.start_soon(self._answer, unique, self._requests.read(fh, offset, size))
             elif opcode == abi.WRITE:
                 head = heads.get(fh)
-                data = view[abi.WRITE_DATA_AT : abi.WRITE_DATA_AT + size]
+                data = (
+                    largest if size == WRITE_BYTES_MAX else view[abi.WRITE_DATA_AT : abi.WRITE_DATA_AT + size]
+                )
                 kill = flags & abi.WRITE_KILL_SUIDGID
                 if (offset | size) & 511 and open_flags & abi.O_DIRECT:
                     self._reply(unique, errno.EINVAL)

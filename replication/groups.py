@@ -21,15 +21,25 @@ from replication.pool_directory import DirectoryPool, GroupFile
 _hash = xxh3_64_intdigest
 
 
+_split_views: dict[int, tuple[memoryview, list[memoryview]]] = {}
+"""Views that live as long as the process, by identity, with their blocks."""
+
+
+def keep_split(view: memoryview) -> memoryview:
+    """Makes ``block_checksums`` of this very view a third cheaper, for a buffer that is used again and again."""
+    _split_views[id(view)] = view, _split(view)
+    return view
+
+
+def _split(view: memoryview) -> list[memoryview]:
+    return [view[at : at + BLOCK_BYTES] for at in range(0, len(view), BLOCK_BYTES)]
+
+
 def block_checksums(view: memoryview, seed: int) -> "array[int]":
     """Checksums of consecutive blocks; ``seed`` is the first one's (its group's plus its position)."""
-    return array(
-        "I",
-        [
-            _hash(view[at : at + BLOCK_BYTES], seed + (at >> 12)) & 0xFFFFFFFF
-            for at in range(0, len(view), BLOCK_BYTES)
-        ],
-    )
+    kept = _split_views.get(id(view))
+    blocks = _split(view) if kept is None else kept[1]
+    return array("I", [found & 0xFFFFFFFF for found in map(_hash, blocks, range(seed, seed + len(blocks)))])
 
 
 class GroupSet:

@@ -25,7 +25,7 @@ from metadata.errors import VdiskfsError
 from metadata.ids import CUT, HOLE, PARENT
 from metadata.index import Nowait
 from metadata.journal_entries import digest_of
-from metadata.rows import own_block_count, uniform_row
+from metadata.rows import counting, own_block_count, uniform_row
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES, VDISK_BYTES_MAX
 from replication.ancestry import Ancestry
 from replication.flight import Flight
@@ -291,7 +291,7 @@ class Head(Reader):
             row = self.rows[block_no >> 8]
             old = row[first : first + part]
             self.own_blocks += old.count(HOLE) + old.count(PARENT)
-            row[first : first + part] = array("Q", range(place, place + part))
+            row[first : first + part] = counting(place, part)
             self.dirty.add(block_no >> 8)
             block_no += part
             place += part

@@ -10,10 +10,10 @@ from array import array
 from xxhash import xxh3_64_intdigest
 
 from metadata.ids import HOLE, PARENT, POSITION_MASK
-from metadata.rows import runs
-from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
+from metadata.rows import counting, runs
+from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES
 from replication.ancestry import Ancestry
-from replication.groups import GroupSet
+from replication.groups import GroupSet, keep_split
 from replication.workspace import Workspace
 
 REQUEST_BYTES_MAX = 1 << 20
@@ -25,6 +25,7 @@ _ZEROS = bytes(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES)
 scratch = memoryview(bytearray(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES))
 """Replies are written before the next request is read, so one buffer serves them all."""
 _BLOCK = scratch[:BLOCK_BYTES]
+_VBLOCK = keep_split(scratch[:VBLOCK_BYTES])
 
 
 class Reader:
@@ -92,9 +93,10 @@ class Reader:
             if (
                 row[first + part - 1] - place == part - 1
                 and place > PARENT
-                and row[first : first + part] == array("Q", range(place, place + part))
+                and row[first : first + part] == counting(place, part)
             ):
-                if not read_run(scratch[at : at + (part << 12)], place, part):
+                view = _VBLOCK if part == VBLOCK_BLOCKS and not at else scratch[at : at + (part << 12)]
+                if not read_run(view, place, part):
                     return False
                 at += part << 12
             else:

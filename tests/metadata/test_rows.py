@@ -18,7 +18,7 @@ from metadata.ids import (
     group_id,
     number_of,
 )
-from metadata.rows import decode_row, encode_row, own_block_count, runs, uniform_row
+from metadata.rows import counting, decode_row, encode_row, own_block_count, runs, uniform_row
 from metadata.units import GROUP_BLOCKS, VBLOCK_BLOCKS
 
 BASE = group_id(3, 7) << 16
@@ -132,3 +132,9 @@ def test_own_blocks_are_those_with_bytes_in_a_group(row: "array[int]", first: in
     part = row[first : first + min(count, VBLOCK_BLOCKS - first)]
     assert own_block_count(row, first, len(part)) == sum(place > PARENT for place in part)
     assert own_block_count(row) == sum(place > PARENT for place in row)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 255, 256])
+@pytest.mark.parametrize("place", [3, 0xFFFF, 1 << 16, (1 << 64) - 256])
+def test_counting_is_a_range(place: int, count: int) -> None:
+    assert counting(place, count) == array("Q", range(place, place + count))
