@@ -24,7 +24,7 @@ from fusefs import fuse_abi as abi
 from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
 from metadata.errors import IndexDamaged, VdiskfsError
-from replication.commit import begin_nowait, note_sync
+from replication.commit import begin_nowait, grow_ahead, note_sync
 from replication.groups import keep_split
 from replication.head import SYNC_STREAK, Head
 from replication.vdisks import Vdisks
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 WRITE_BYTES_MAX = abi.REQUEST_PAGES << 12
 REQUEST_BYTES_MAX = WRITE_BYTES_MAX + 8192
+STREAM_BYTES = 256 << 10
+"""Writes of this size and more come in streams."""
 BURST = 32
 """Requests taken before other tasks get a turn."""
 SPIN_READS = 12
@@ -148,6 +150,8 @@ class Channel:
                     nursery.start_soon(self._answer, unique, work)
                 elif head.syncs.streak and head.syncs.wants_commit():
                     begin_nowait(head, light=True)  # the fsync that will ask for it is on its way
+                elif size >= STREAM_BYTES and head.log.wants_room_ahead() and not head.room_lock.locked():
+                    nursery.start_soon(grow_ahead, head)
             elif not self._small_nowait(nursery, opcode, unique, view[:length]):
                 self._dispatch(nursery, opcode, unique, bytes(view[:length]))
                 spins = SPIN_READS  # a task waits for its turn

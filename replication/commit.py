@@ -16,12 +16,13 @@ is rebuilt from the log, and the rows stay dirty until it takes them.
 import functools
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
 import trio
 
-from metadata.errors import Unavailable, VdiskfsError
+from metadata.errors import NoSpace, Unavailable, VdiskfsError
 from metadata.ids import HOLE
 from metadata.index import IndexBatch, VdiskState
 from metadata.rows import encode_row, uniform_row
@@ -319,6 +320,14 @@ async def ready_to_append(head: Head, block_count: int) -> None:
                 await _make_room(head, block_count)
         if len(head.dirty) > DIRTY_ROWS_MAX // 2:
             begin_nowait(head)  # before writes have to wait for it
+
+
+async def grow_ahead(head: Head) -> None:
+    """Makes the room that a stream of writes will need next, so that none of them waits for it."""
+    async with head.room_lock:
+        if head.running and head.log.wants_room_ahead():
+            with suppress(NoSpace, Unavailable):  # the write that does not fit will tell
+                await _make_room(head, 1)
 
 
 async def _start_running(head: Head) -> None:

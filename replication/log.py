@@ -36,6 +36,8 @@ STEP_BLOCKS_MAX = 4096
 """Preallocation grows from 256 KiB to 16 MiB a step: small vdisks stay small, streams ask seldom."""
 STEP_BLOCKS_WRITTEN = 1024
 """4 MiB of zeros at a time: some 10 ms of a disk's time, once for 500 syncs."""
+AHEAD_BLOCKS = 2048
+"""A stream has so much room in front of it, 8 MiB, while the group lasts."""
 RESERVE_BLOCKS = 4
 _SHARED_PER_BLOCK = BLOCK_BYTES // EXTENT_BYTES
 _BYTES_PER_BLOCK = EXTENT_BYTES + CHECKSUM_BYTES
@@ -195,6 +197,10 @@ class OwnerLog:
         """Whether so many blocks can be appended at once."""
         open_file = self.file is not None and self.file.fd >= 0  # else the pool has closed it meanwhile
         return open_file and self.tail + block_count <= self.limit
+
+    def wants_room_ahead(self) -> bool:
+        """Whether the open group will soon be full though it may grow."""
+        return not self.broken and self.fits(1) and self.limit < min(self.tail + AHEAD_BLOCKS, GROUP_BLOCKS)
 
     def files_to_grow(self) -> list[GroupFile]:
         """Those that ``make_room`` may use in its thread, besides new ones."""

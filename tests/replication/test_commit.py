@@ -8,9 +8,11 @@ import trio
 import trio.testing
 
 from metadata.errors import NoSpace, Unavailable
+from metadata.units import GROUP_BLOCKS
 from replication import head_write
-from replication.commit import LIGHT_COMMITS_MAX, begin_nowait, flush
+from replication.commit import LIGHT_COMMITS_MAX, begin_nowait, flush, grow_ahead
 from replication.head import Head
+from replication.log import AHEAD_BLOCKS
 from tests.replication.faults import FaultyRig
 from tests.replication.rig import (
     B,
@@ -269,6 +271,41 @@ class TestFailures:
 
         for number, what in enumerate(("sync", "apply", "create", "preallocate")):
             run(partial(main, 20 + number, what))
+
+
+def test_room_is_made_ahead_while_the_group_lasts(faulty: FaultyRig) -> None:
+    async def main() -> None:
+        async with faulty.node() as vdisks:
+            head = await create(vdisks, 20, 4 * MIB)
+            await grow_ahead(head)  # nothing is written yet: nothing is claimed for it
+            assert not head.running
+            await write(head, 0, block(1))
+            limit = head.log.limit
+            while head.log.wants_room_ahead():
+                await grow_ahead(head)
+                assert head.log.limit > limit
+                limit = head.log.limit
+            assert limit >= min(head.log.tail + AHEAD_BLOCKS, GROUP_BLOCKS)
+            assert len(faulty.group_files(20)) == 1
+            await sound(vdisks, 20)
+
+    run(main)
+
+
+def test_no_room_ahead_in_a_full_pool_is_no_failure(faulty: FaultyRig) -> None:
+    async def main() -> None:
+        async with faulty.node() as vdisks:
+            head = await create(vdisks, 20, 4 * MIB)
+            await write(head, 0, block(1))
+            assert head.log.wants_room_ahead()
+            faulty.faults.failing["preallocate"] = 2
+            await grow_ahead(head)
+            faulty.faults.disarm()
+            await write(head, B, block(2))
+            assert await read(head, 0, 2 * B) == blocks(1, 2)
+            await sound(vdisks, 20)
+
+    run(main)
 
 
 async def sync_lightly(head: Head) -> None:
