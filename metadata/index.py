@@ -17,7 +17,7 @@ that is lost or damaged is built again. ``_nowait`` looks only where no disk is 
 import shutil
 import struct
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 
@@ -72,6 +72,8 @@ class VdiskState:
     overlap: int = 0
     time_ns: int = 0
     generation: int = 1
+    collected: int = 0
+    """The newest collection this knows of: groups may be gone that an index or checkpoint of an older one names."""
 
 
 @dataclass(slots=True)
@@ -296,6 +298,74 @@ class Index:
         for segment, checksums in batch.segments.items():
             writes.put(segment_key(vdisk, segment), checksums)
         writes.put(vdisk_key(vdisk), msgpack.packb(asdict(batch.state)))
+        self._write(writes)
+
+    def stored_rows(
+        self, vdisk: int, first_vblock: int, *, row_count: int
+    ) -> tuple[list[tuple[int, list[tuple[int, bytes]]]], int | None]:
+        """The rows of whole vblocks from one on: about so many, as (vblock, [(generation, bytes)]), newest first.
+
+        Returns:
+            Them, and the vblock to go on from; None at the end.
+        """
+        found: list[tuple[int, list[tuple[int, bytes]]]] = []
+        count = 0
+        cursor = self._db.iter()
+        cursor.seek(row_key(vdisk, first_vblock, _U64_MAX))
+        while _is_valid(cursor):
+            kind, owner, vblock, inverted = _parse_row_key(bytes(cursor.key()))
+            if kind != b"m" or owner != vdisk:
+                break
+            if not found or found[-1][0] != vblock:
+                if count >= row_count:
+                    return found, vblock
+                found.append((vblock, []))
+            found[-1][1].append((_U64_MAX - inverted, bytes(cursor.value())))
+            count += 1
+            cursor.next()
+        return found, None
+
+    def change_rows(
+        self,
+        vdisk: int,
+        *,
+        puts: Mapping[tuple[int, int], bytes] | None = None,
+        deletes: Iterable[tuple[int, int]] = (),
+        segments: Mapping[int, bytes] | None = None,
+        state: VdiskState | None = None,
+    ) -> None:
+        """Changes rows by (vblock, generation), with segments and state, all or nothing."""
+        writes = WriteBatch(raw_mode=True)
+        for segment, checksums in (segments or {}).items():
+            writes.put(segment_key(vdisk, segment), checksums)
+        for (vblock, generation), row in (puts or {}).items():
+            writes.put(row_key(vdisk, vblock, generation), row)
+        for vblock, generation in deletes:
+            writes.delete(row_key(vdisk, vblock, generation))
+        if state is not None:
+            writes.put(vdisk_key(vdisk), msgpack.packb(asdict(state)))
+        self._write(writes)
+
+    def segment_groups(self, vdisk: int) -> list[int]:
+        """The groups that have checksums here, in order: one seek each."""
+        found: list[int] = []
+        cursor = self._db.iter()
+        cursor.seek(segment_key(vdisk, 0))
+        while _is_valid(cursor) and bytes(cursor.key()).startswith(segment_key(vdisk, 0)[:9]):
+            _, _, segment = _SEGMENT_KEY.unpack(bytes(cursor.key()))
+            found.append(segment >> 8)
+            cursor.seek(segment_key(vdisk, ((segment >> 8) + 1) << 8))
+        return found
+
+    def drop_segments(self, vdisk: int, group: int) -> None:
+        """Forgets the checksums of a group."""
+        writes = WriteBatch(raw_mode=True)
+        cursor = self._db.iter()
+        cursor.seek(segment_key(vdisk, group << 8))
+        end = segment_key(vdisk, (group + 1) << 8)
+        while _is_valid(cursor) and bytes(cursor.key()) < end:
+            writes.delete(bytes(cursor.key()))
+            cursor.next()
         self._write(writes)
 
     def forget(self, vdisk: int) -> None:

@@ -14,6 +14,7 @@ from metadata.rows import runs, uniform_row
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES
 from replication.caches import FifoCache
 from replication.groups import GroupSet
+from replication.moves import Moved
 
 _ZEROS = bytes(VBLOCK_BYTES)
 _NOTHING: list[set[int]] = []
@@ -115,6 +116,16 @@ class Ancestry:
     def find_all(self, vblocks: list[int]) -> dict[int, tuple["array[int]", "array[int]"]]:
         """Thread: ``find`` for each."""
         return {vblock: self.find(vblock) for vblock in vblocks}
+
+    def note_moved(self, vdisk: int, moved: Moved) -> None:
+        """Blocks of a vdisk lie elsewhere: what was resolved through it is looked up again."""
+        if any(generation.groups.vdisk == vdisk for generation in self.generations):
+            for vblock in moved:
+                self._resolved.pop(vblock, None)
+
+    def vdisks(self) -> set[int]:
+        """The ancestors."""
+        return {generation.groups.vdisk for generation in self.generations}
 
     def install(self, vblock: int, resolved: tuple["array[int]", "array[int]"]) -> None:
         """Keeps what ``find`` found."""

@@ -43,7 +43,8 @@ async def checkpoint(head: Head) -> bool:
                 os.unlink(path)
 
     try:
-        await space.wait_for(export)
+        async with head.checkpoint_lock:
+            await space.wait_for(export)
     except VdiskfsError as exc:
         log.warning("no checkpoint: %s vdisk=%d", exc, head.vdisk)
         return False

@@ -168,7 +168,7 @@ def _announce_end(head: Head) -> None:
 async def _prepare(head: Head) -> Flight:
     async with head.room_lock:
         for _ in range(_ROOM_TRIES):
-            await _start_running(head)
+            await start_running(head)
             if head.log.broken and head.log.pending.files:
                 await _rescue(head)
             if head.log.record_fits():
@@ -235,6 +235,7 @@ def _state(head: Head, *, version: int, record: tuple[int, int], time_ns: int) -
         overlap=head.overlap,
         time_ns=time_ns,
         generation=head.generation,
+        collected=head.collected,
     )
 
 
@@ -313,7 +314,7 @@ async def ready_to_append(head: Head, block_count: int) -> None:
         if head.running and not head.log.broken and head.log.fits(block_count):
             return
         async with head.room_lock:
-            await _start_running(head)
+            await start_running(head)
             if head.log.broken and head.log.pending.files:
                 await _rescue(head)
             if head.log.broken or not head.log.fits(block_count):
@@ -330,7 +331,8 @@ async def grow_ahead(head: Head) -> None:
                 await _make_room(head, 1)
 
 
-async def _start_running(head: Head) -> None:
+async def start_running(head: Head) -> None:
+    """Before the first change of anything: this node is the owner, and the catalog's summary void."""
     if not head.running:
         epoch = await claim(head.workspace.catalog, head.vdisk, node=head.workspace.node)
         head.log.begin_epoch(epoch)

@@ -85,6 +85,10 @@ class Head(Reader):
         self.cutting_vblock: int | None = None
         """The same, being committed."""
         self.generation = 1
+        self.collected = 0
+        """The newest collection that the index knows of."""
+        self.checkpoint_lock = trio.Lock()
+        """Held while a checkpoint is written."""
         self.own_blocks = 0
         self.mtime_ns = 0
         self.change_no = 0

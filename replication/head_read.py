@@ -45,7 +45,7 @@ async def load_rows(head: Reader, vblocks: Iterable[int], *, parents: bool = Fal
         vblocks: few enough to fit the row cache.
         parents: also find what their PARENT blocks resolve to.
     """
-    wanted = list(vblocks)
+    wanted, moves = list(vblocks), head.workspace.moves
     for _ in range(_LOAD_TRIES):
         lacking = [vblock for vblock in wanted if head.row_nowait(vblock) is None]
         if not lacking and not all(vblock in head.rows for vblock in wanted):
@@ -54,16 +54,18 @@ async def load_rows(head: Reader, vblocks: Iterable[int], *, parents: bool = Fal
         if not lacking and not unresolved:
             return
         if lacking:
-            commits = head.commits
+            commits, serial = head.commits, moves.serial
             found = await head.workspace.wait_for(functools.partial(_fetch_rows, head, lacking))
             if head.commits == commits:
                 for vblock, row in found:
-                    head.install_row(vblock, row)
+                    if not moves.touched(serial, {head.vdisk}, vblock):
+                        head.install_row(vblock, row)
         if unresolved:
-            ancestry = head.ancestry
+            ancestry, serial = head.ancestry, moves.serial
             resolved = await head.workspace.wait_for(functools.partial(ancestry.find_all, unresolved))
             for vblock, answer in resolved.items():
-                ancestry.install(vblock, answer)
+                if not moves.touched(serial, ancestry.vdisks(), vblock):
+                    ancestry.install(vblock, answer)
     raise Corrupt(f"the index does not keep the rows it is asked for vdisk={head.vdisk}")
 
 
@@ -104,6 +106,11 @@ async def read(head: Reader, offset: int, size: int) -> bytes:
         Corrupt: a block fails its checksum.
         Unavailable: the pool does not answer.
     """
+    with head.workspace.moves.hold():
+        return await _read(head, offset, size)
+
+
+async def _read(head: Reader, offset: int, size: int) -> bytes:
     end = min(offset + size, head.size)
     if end <= offset:
         return b""

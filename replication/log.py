@@ -258,7 +258,7 @@ class OwnerLog:
         So does a log that has later groups: a torn commit in one would pass for a newer one than those to come.
         """
         group, tail = self._resume_at
-        last = max(self.pool.groups(self.groups.vdisk), default=0)
+        last = max(self.pool.log_groups(self.groups.vdisk), default=0)
         if group != last or epoch_of(group) != self.epoch or tail >= GROUP_BLOCKS:
             return None, 0
         file = self.groups.file(group)
@@ -280,7 +280,7 @@ class OwnerLog:
         self.step = min(self.step * 4, STEP_BLOCKS_MAX)
 
     def _create_next_group(self) -> GroupFile:
-        taken = self.pool.groups(self.groups.vdisk)
+        taken = self.pool.log_groups(self.groups.vdisk)
         mine = [number_of(group) for group in taken if epoch_of(group) == self.epoch]
         return self.pool.create_group(self.groups.vdisk, group_id(self.epoch, max(mine, default=-1) + 1))
 

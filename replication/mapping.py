@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from metadata.ids import POSITION_MASK, epoch_of, number_of
+from metadata.ids import COMPACTED_FROM, POSITION_MASK, epoch_of, is_compacted, number_of
 from metadata.units import BLOCK_BYTES
 from replication.head import Head
 from replication.head_read import Run, fetch_missing, load_rows, plan_runs
@@ -13,7 +13,9 @@ _VBLOCKS_AT_ONCE = 64
 
 
 def group_name(group: int) -> str:
-    """A group as people read it: epoch.number."""
+    """A group as people read it: epoch.number, or epoch.c-number for one that compaction wrote."""
+    if is_compacted(group):
+        return f"{epoch_of(group)}.c{number_of(group) - COMPACTED_FROM}"
     return f"{epoch_of(group)}.{number_of(group)}"
 
 
@@ -54,9 +56,10 @@ async def map_range(vdisks: Vdisks, vdisk: int, offset: int, length: int) -> lis
     extents: list[dict[str, Any]] = []
     while block_no <= last:
         count = min(last + 1, ((block_no >> 8) + _VBLOCKS_AT_ONCE) << 8) - block_no
-        await load_rows(head, range(block_no >> 8, (block_no + count - 1 >> 8) + 1), parents=True)
-        plan = _joined(plan_runs(head, block_no, count))
-        extents += await _extents(head, plan)
+        with vdisks.workspace.moves.hold():
+            await load_rows(head, range(block_no >> 8, (block_no + count - 1 >> 8) + 1), parents=True)
+            plan = _joined(plan_runs(head, block_no, count))
+            extents += await _extents(head, plan)
         block_no += count
     extents[0]["length"] -= offset - extents[0]["offset"]
     extents[0]["offset"] = offset

@@ -2,6 +2,7 @@
 
     owner/ID   {"node", "epoch"}      compare-and-swap; the epoch grows with each change of node
     vdisk/ID   {..., "resting"}       the summary of a vdisk nobody writes; taken away before the first change
+    vdisk/ID   {..., "floor"}         what collection may have deleted (replication/log_floor.py)
 
 So a vdisk with a ``resting`` summary is exactly as its summary says, and one without is read from its log.
 """
@@ -29,6 +30,22 @@ class Resting:
 
 
 @dataclass(frozen=True, slots=True)
+class Floor:
+    """What collection may have deleted of a vdisk; written before it does."""
+
+    version: int = 0
+    """A checkpoint of this or a newer version is in the pool; older log records may be gone."""
+    collected: int = 0
+    """Counts collections: an index or checkpoint that does not know of this one may name deleted groups."""
+    compacted: int = 0
+    """Groups of compaction have had numbers below this one; none is used twice."""
+
+
+NO_FLOOR = Floor()
+"""Nothing has been collected."""
+
+
+@dataclass(frozen=True, slots=True)
 class VdiskFacts:
     """What the catalog knows of a vdisk."""
 
@@ -41,6 +58,7 @@ class VdiskFacts:
     epoch: int
     revision: int
     owner_revision: int
+    floor: Floor = NO_FLOOR
 
 
 def read_resting(value: object) -> Resting | None:
@@ -51,6 +69,14 @@ def read_resting(value: object) -> Resting | None:
         return Resting(**value["resting"])
     except TypeError as exc:
         raise Corrupt(f"a damaged summary in the catalog: {exc}") from exc
+
+
+def _read_floor(value: dict[str, object]) -> Floor:
+    fields = value.get("floor") or {}
+    try:
+        return Floor(**fields)  # type: ignore[arg-type]
+    except TypeError as exc:
+        raise Corrupt(f"a damaged floor in the catalog: {exc}") from exc
 
 
 async def read_facts(catalog: Catalog, vdisk: int) -> VdiskFacts:
@@ -78,6 +104,7 @@ async def read_facts(catalog: Catalog, vdisk: int) -> VdiskFacts:
         epoch=int(owner["epoch"]),
         revision=rows[0].revision,
         owner_revision=owners[0].revision if owners else 0,
+        floor=_read_floor(value),
     )
 
 
@@ -139,3 +166,8 @@ async def adopt(catalog: Catalog, vdisk: int, *, parent: tuple[int, int]) -> Non
 async def set_nameless(catalog: Catalog, vdisk: int) -> None:
     """Notes that a vdisk lives only for its children."""
     await _update(catalog, vdisk, {"nameless": True})
+
+
+async def set_floor(catalog: Catalog, vdisk: int, floor: Floor) -> None:
+    """Notes what may be deleted from now on; durable when it returns."""
+    await _update(catalog, vdisk, {"floor": asdict(floor)})

@@ -40,7 +40,7 @@ from metadata.errors import (
     Unavailable,
     VdiskfsError,
 )
-from metadata.ids import GroupId, epoch_of, group_id, number_of
+from metadata.ids import GroupId, epoch_of, group_id, is_compacted, number_of
 from metadata.namespace_plans import plan_root
 from metadata.records import group_seed
 from metadata.trash import TRASH_S_DEFAULT
@@ -222,8 +222,12 @@ class DirectoryPool:
         """The file of a checkpoint."""
         return os.path.join(self.vdisk_path(vdisk), f"{version:016x}.checkpoint")
 
+    def log_groups(self, vdisk: int) -> list[GroupId]:
+        """Those of the vdisk's groups that its log wrote, in its order."""
+        return [group for group in self.groups(vdisk) if not is_compacted(group)]
+
     def groups(self, vdisk: int) -> list[GroupId]:
-        """The vdisk's groups in log order."""
+        """All of the vdisk's groups, sorted."""
         matches = (_GROUP_NAME.fullmatch(name) for name in self._names(vdisk))
         return sorted(group_id(int(match[1], 16), int(match[2], 16)) for match in matches if match)
 
@@ -306,6 +310,15 @@ class DirectoryPool:
         for file in [file for file in self._open if file.vdisk == vdisk and not file.busy]:
             self._close(file)
 
+    def forget_group(self, vdisk: int, group: int) -> bool:
+        """Closes every file of a group; False if a thread uses one."""
+        files = [file for file in self._open if file.group == group and file.vdisk == vdisk]
+        if any(file.busy for file in files):
+            return False
+        for file in files:
+            self._close(file)
+        return True
+
     def _close(self, file: GroupFile) -> None:
         del self._open[file]
         file.close()
@@ -333,6 +346,9 @@ class DirectoryPool:
             sync_directory(self.vdisk_path(vdisk))
             for older in self.checkpoints(vdisk)[:-1]:
                 os.unlink(self.checkpoint_path(vdisk, older))
+            for name in self._names(vdisk):
+                if name.endswith(".checkpoint.new"):  # of a daemon that died writing it
+                    os.unlink(os.path.join(self.vdisk_path(vdisk), name))
         except OSError as exc:
             raise pool_error(exc, f"writing {target}") from exc
 

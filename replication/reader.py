@@ -14,6 +14,7 @@ from metadata.rows import counting, runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES
 from replication.ancestry import Ancestry
 from replication.groups import GroupSet, keep_split
+from replication.moves import Moved
 from replication.workspace import Workspace
 
 REQUEST_BYTES_MAX = 1 << 20
@@ -44,6 +45,7 @@ class Reader:
         """How many bytes of the parent show through where the vdisk has no row."""
         self.commits = 0
         """Counts commits that ended, for whoever looked at the index meanwhile."""
+        workspace.moves.readers.add(self)
 
     def read_nowait(self, offset: int, size: int) -> "memoryview | bytes | None":
         """The bytes at [offset, offset + size) as far as the vdisk goes, if no disk is needed.
@@ -132,6 +134,15 @@ class Reader:
             return
         self.rows[vblock] = self.ancestry.absent_row(vblock, self.overlap) if row is None else row
         self._cache.admit(self.rows, vblock, self.pinned)
+
+    def note_moved(self, vdisk: int, moved: Moved) -> None:
+        """Compaction has moved blocks of a vdisk: this one, or one it may read through. The index has it already."""
+        if vdisk == self.vdisk:
+            for vblock, places in moved.items():
+                row = self.rows.get(vblock)
+                if row is not None:
+                    row[:] = array("Q", [places.get(place, place) for place in row])
+        self.ancestry.note_moved(vdisk, moved)
 
     def _index_row_nowait(self, vblock: int) -> "array[int] | None":
         """The row from the index's memory; None if a disk must be asked."""

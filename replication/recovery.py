@@ -27,6 +27,7 @@ from metadata.rows import encode_row, uniform_row
 from metadata.units import BLOCK_BYTES, SEGMENT_BLOCKS, VBLOCK_BLOCKS
 from replication.ancestry import absent_row
 from replication.groups import block_checksums
+from replication.ownership import NO_FLOOR, Floor
 from replication.pool_directory import DirectoryPool, GroupFile
 
 _SCAN_BYTES = 1 << 20
@@ -145,7 +146,7 @@ class LogReader:
         Raises:
             Corrupt: a record that must be there is not.
         """
-        for group in reversed(self.pool.groups(self.vdisk)):
+        for group in reversed(self.pool.log_groups(self.vdisk)):
             found = deque(self.records_in(group), maxlen=1)
             if not found:
                 continue
@@ -202,6 +203,8 @@ class Lineage:
     """Versions that somebody keeps, in order: rows of each must survive later commits."""
     resting_version: int = 0
     """The version at which the vdisk was last put to rest; 0: it runs, or never did."""
+    floor: Floor = NO_FLOOR
+    """What collection may have deleted."""
 
     def generation(self, version: int) -> int:
         """The generation under which a commit of this version writes its rows."""
@@ -233,7 +236,8 @@ class IndexBuilder:
             if first > PARENT:
                 self._note_checksums(first, record.checksums[at : at + count])
                 at += count
-        self.state = VdiskState(
+        self.state = replace(
+            self.state,
             version=record.version,
             record_place=place,
             record_check=check,
@@ -338,7 +342,7 @@ def recover(
         Corrupt: the log is damaged before its last commit, or ends before a commit known to be durable.
     """
     state = index.state(lineage.vdisk)
-    durable = max(lineage.resting_version, state.version if state else 0)
+    durable = max(lineage.resting_version, lineage.floor.version, state.version if state else 0)
     with LogReader(pool, lineage.vdisk) as reader:
         tail = reader.find_tail(durable_version=durable)
         found = tail.record.version if tail else 0
@@ -351,7 +355,8 @@ def recover(
         if tail is None:
             index.forget(lineage.vdisk)
             return Recovered(VdiskState(), reader.last_version)
-        start, links = _starting_point(reader, index, tail, checkpoints=checkpoints)
+        checkpoints = checkpoints or bool(lineage.floor.collected)
+        start, links = _starting_point(reader, index, tail, floor=lineage.floor, checkpoints=checkpoints)
         builder = IndexBuilder(index, start, lineage=lineage)
         for number, (place, check) in enumerate(links):
             record, _, blocks = reader.record_at(place)
@@ -364,19 +369,27 @@ def recover(
 
 
 def _starting_point(
-    reader: LogReader, index: Index, tail: Tail, *, checkpoints: bool
+    reader: LogReader, index: Index, tail: Tail, *, floor: Floor, checkpoints: bool
 ) -> tuple[VdiskState, list[tuple[int, int]]]:
-    """The newest state to go on from: the index's own, a checkpoint's, or nothing."""
+    """The newest state to go on from: the index's own, a checkpoint's, or nothing.
+
+    None that does not know of the last collection: what it names, and the records behind it, may be gone.
+    """
     vdisk = reader.vdisk
     state = index.state(vdisk)
-    if state is not None:
-        with suppress(Corrupt):  # of another history: start from the pool
+    if state is not None and state.collected >= floor.collected:
+        with suppress(Corrupt, NotFound):  # of another history, or older than the log: start from the pool
             return state, reader.chain(tail, until=state)
     for version in reversed(reader.pool.checkpoints(vdisk) if checkpoints else []):
-        with suppress(VdiskfsError):  # a checkpoint only saves time
+        with suppress(VdiskfsError):  # a checkpoint only saves time, or another one may do
             state = _take_in(reader.pool, index, vdisk, version=version)
-            if state is not None:
+            if state is not None and state.collected >= floor.collected:
                 return state, reader.chain(tail, until=state)
+    if floor.collected:
+        raise Corrupt(
+            f"the vdisk's checkpoint is missing or damaged, and older commits have been collected: restore it "
+            f"vdisk={vdisk} version={floor.version} directory={reader.pool.vdisk_path(vdisk)}"
+        )
     links = reader.chain(tail, until=VdiskState())
     index.forget(vdisk)
     return VdiskState(), links

@@ -7,10 +7,11 @@ and file where there is one. They run beside guests; what a guest overwrites mea
 import functools
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from metadata.errors import NotFound, VdiskfsError
-from metadata.ids import PARENT, POSITION_MASK, VdiskId
+from metadata.ids import PARENT, POSITION_MASK, VdiskId, is_compacted
 from metadata.index import Index
 from metadata.units import BLOCK_BYTES, VBLOCK_BYTES
 from replication.commit import flush
@@ -18,6 +19,8 @@ from replication.groups import block_checksums
 from replication.head import Head
 from replication.head_read import Run, fetch_missing, load_rows, plan_runs
 from replication.mapping import group_name
+from replication.ownership import read_facts
+from replication.pool_directory import DirectoryPool
 from replication.recovery import Lineage, LogReader, recover
 from replication.vdisks import Vdisks
 
@@ -60,10 +63,11 @@ async def _scrub_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
             vblock = await vdisks.workspace.wait_for(look)
             if vblock is None:
                 break
-        await load_rows(head, (vblock,), parents=True)
-        for run in plan_runs(head, vblock << 8, 256):
-            if run.groups is not None:
-                findings += await _scrub_run(head, run)
+        with vdisks.workspace.moves.hold():
+            await load_rows(head, (vblock,), parents=True)
+            for run in plan_runs(head, vblock << 8, 256):
+                if run.groups is not None:
+                    findings += await _scrub_run(head, run)
         vblock += 1
     return findings
 
@@ -126,9 +130,8 @@ async def _check_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
     await flush(head)
     if not head.log.version:
         return []
-    lineage = Lineage(
-        vdisk, absent=head.ancestry.absent, kept=vdisks.kept_versions(vdisk), resting_version=head.log.version
-    )
+    facts = await read_facts(space.catalog, vdisk)
+    lineage = replace(vdisks.lineage(vdisk, facts), resting_version=head.log.version)
 
     def compare() -> list[str]:
         path = f"{space.index.path}.check-{vdisk:x}"
@@ -157,7 +160,8 @@ def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
     own = 0
     mine = {vblock: row for vblock, row in space.index.rows_at(vdisk, newest) if any(row)}
     for vblock, row in scratch.rows_at(vdisk, newest):
-        if any(row) and mine.pop(vblock, None) != row:
+        found = mine.pop(vblock, None) if any(row) else row
+        if found != row and not (found and _is_moved(space.pool, vdisk, row, to=found)):
             problems.append(f"index and log disagree (I10) vblock={vblock}")
         own += sum(place > PARENT for place in row)
         outside = {place >> 16 for place in row if place > PARENT} - groups
@@ -166,7 +170,25 @@ def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
     if own != rebuilt.own_blocks:
         problems.append(f"the count of own blocks is off counted={own} recorded={rebuilt.own_blocks}")
     with LogReader(space.pool, vdisk) as reader:
-        versions = [record.version for group in groups for _, record, _, _ in reader.records_in(group)]
+        log_groups = space.pool.log_groups(vdisk)
+        versions = [record.version for group in log_groups for _, record, _, _ in reader.records_in(group)]
     if len(set(versions)) != len(versions):
         problems.append("two commit records share a version (I4)")
     return problems
+
+
+def _is_moved(pool: DirectoryPool, vdisk: int, row: "array[int]", *, to: "array[int]") -> bool:
+    """Thread: whether two rows differ only where compaction has moved a block since the last checkpoint."""
+    with LogReader(pool, vdisk) as reader:
+        for old, new in zip(row, to, strict=True):
+            if old == new:
+                continue
+            if old <= PARENT or not is_compacted(new >> 16):
+                return False
+            before, after = memoryview(bytearray(BLOCK_BYTES)), memoryview(bytearray(BLOCK_BYTES))
+            for place, view in ((old, before), (new, after)):
+                if reader.file(place >> 16).read(view, place & POSITION_MASK) != BLOCK_BYTES:
+                    return False
+            if before != after:
+                return False
+    return True

@@ -271,7 +271,7 @@ class Vdisks:
         )
         head = Head(self.workspace, groups, log=owner_log, ancestry=await self.ancestry(facts))
         head.size, head.own_blocks, head.overlap = state.size, state.own_blocks, state.overlap
-        head.mtime_ns = state.time_ns
+        head.mtime_ns, head.collected = state.time_ns, state.collected
         # Never an older one than rows have been written under, though nobody may keep a version any more.
         head.generation = max(state.generation, self.lineage(vdisk, facts).generation(1 << 62))
         entries = self._journaled.get(vdisk)
@@ -297,7 +297,9 @@ class Vdisks:
         """What recovery needs to know of a vdisk."""
         resting_version = facts.resting.version if facts.resting else 0
         kept = self.kept_versions(vdisk)
-        return Lineage(vdisk, absent=facts.absent, kept=kept, resting_version=resting_version)
+        return Lineage(
+            vdisk, absent=facts.absent, kept=kept, resting_version=resting_version, floor=facts.floor
+        )
 
     def kept_versions(self, vdisk: int) -> tuple[int, ...]:
         """Versions of a vdisk that others read, in order."""
@@ -329,7 +331,8 @@ class Vdisks:
         def find() -> Recovered:
             if resting is not None:
                 known = space.index.state(vdisk)
-                if known is not None and known.record_check == resting.record_check:
+                current = known is not None and known.collected >= facts.floor.collected
+                if known is not None and current and known.record_check == resting.record_check:
                     return Recovered(known, known.version)
             return recover(space.pool, space.index, lineage, progress=tell)
 
@@ -464,13 +467,24 @@ class Vdisks:
             assert stat is not None
         return stat
 
-    async def truncate(self, vdisk: VdiskId, size: int) -> None:
-        """Sets the size; see ``head_write.truncate``."""
+    @asynccontextmanager
+    async def using(self, vdisk: VdiskId) -> AsyncIterator[Head]:
+        """Loads the head; inside, it is not dropped.
+
+        Raises:
+            NotFound: no such vdisk.
+            Corrupt, Unavailable: its log cannot be read.
+        """
         self._users[vdisk] += 1
         try:
-            await truncate(await self.head(vdisk), size)
+            yield await self.head(vdisk)
         finally:
             self._users[vdisk] -= 1
+
+    async def truncate(self, vdisk: VdiskId, size: int) -> None:
+        """Sets the size; see ``head_write.truncate``."""
+        async with self.using(vdisk) as head:
+            await truncate(head, size)
 
     async def flush(self, vdisk: VdiskId) -> None:
         """Commits; durable when it returns."""

@@ -9,6 +9,7 @@ from metadata.index import Index
 from replication.caches import FifoCache
 from replication.disk_threads import DiskThreads
 from replication.journal import Journal
+from replication.moves import Moves
 from replication.pool_directory import DirectoryPool
 
 ROWS_MAX = 12288
@@ -51,6 +52,7 @@ class Workspace:
     segment_cache: FifoCache = field(default_factory=lambda: FifoCache(SEGMENTS_MAX))
     heads: Mapping[int, Loaded] = field(default_factory=dict)
     """Loaded heads by vdisk; ``Vdisks`` sets and owns it."""
+    moves: Moves = field(default_factory=Moves)
     threads: DiskThreads = field(default_factory=lambda: DiskThreads(THREADS_MAX, name="disk"))
 
     commit_threads: DiskThreads = field(default_factory=lambda: DiskThreads(COMMITS_MAX, name="commit"))

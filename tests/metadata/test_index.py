@@ -79,7 +79,7 @@ def test_newer_generations_of_a_row_sort_first_and_vblocks_and_vdisks_in_order()
 
 
 def test_a_state_has_these_bytes(index: Index) -> None:
-    state = VdiskState(9, BASE | 8, 0x1122334455667788, 9, 12345, 3, 4096, 10**18 + 5, 8)
+    state = VdiskState(9, BASE | 8, 0x1122334455667788, 9, 12345, 3, 4096, 10**18 + 5, 8, 3)
     index.apply(IndexBatch(VDISK, 8, rows={}, segments={}, state=state))
     assert index.state(VDISK) == state
     stored = {
@@ -92,6 +92,7 @@ def test_a_state_has_these_bytes(index: Index) -> None:
         "overlap": 4096,
         "time_ns": 10**18 + 5,
         "generation": 8,
+        "collected": 3,
     }
     assert index._get(vdisk_key(VDISK)) == msgpack.packb(stored)
     assert index.state(VDISK + 1) is None
