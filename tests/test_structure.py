@@ -15,6 +15,7 @@ LAYERS = ("metadata", "replication", "fusefs", "tools")  # each may import itsel
 
 PURE = {
     "metadata.catalog",
+    "metadata.difference_stream",
     "metadata.differences",
     "metadata.errors",
     "metadata.ids",
