@@ -1,7 +1,7 @@
-"""The ranges in which two moments differ: of one vdisk, or of two that have an ancestor in common.
+"""The ranges in which two versions differ: of one vdisk, or of two that have an ancestor in common.
 
-A *moment* is a vdisk at a version together with what it inherits from. Of two moments of one vdisk only the rows
-written between their versions are looked at. For two vdisks the lines of descent are followed up to the one in
+A *side* of a comparison is a vdisk at a version together with what it inherits from. Of two sides that are of one vdisk only
+the rows written between their versions are looked at. For two vdisks the lines of descent are followed up to the one in
 which they meet; what can differ are the vblocks with a row below it, those that changed between the two versions
 at which it is read, and those that one line reads through and the other does not. Only those are resolved.
 
@@ -41,7 +41,7 @@ class Ancestor:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Side:
     """A vdisk at a version: itself first, then its ancestors, nearest first."""
 
     size: int
@@ -58,9 +58,9 @@ class Differences:
         InvalidRequest: the two have no ancestor in common.
     """
 
-    def __init__(self, index: Index, older: Moment | None, newer: Moment) -> None:
+    def __init__(self, index: Index, older: Side | None, newer: Side) -> None:
         self._index, self._newer = index, newer
-        self._older = older or Moment(0, ())
+        self._older = older or Side(0, ())
         meet: tuple[int, int] | None = (0, len(newer.line))
         if older is not None:
             meet = first_common([a.vdisk for a in older.line], [a.vdisk for a in newer.line])
@@ -72,7 +72,7 @@ class Differences:
         self._meet = meet
 
     def ranges(self, *, first_vblock: int = 0, end_vblock: int | None = None) -> Iterator[ChangedRange]:
-        """Changed ranges in order, as far as the newer moment goes; holes are where it reads zeros."""
+        """Changed ranges in order, as far as the newer side goes; holes are where it reads zeros."""
         end = -(-self._newer.size // VBLOCK_BYTES)
         end = end if end_vblock is None else min(end, end_vblock)
         return join(self._runs(first_vblock, end), size=self._newer.size)
@@ -97,9 +97,9 @@ class Differences:
                 yield block_no + start, block_no + stop, kind
 
     @staticmethod
-    def _absent(moment: Moment, vblock: int) -> bytes:
-        """What a moment's own row of a vblock is where the index has none."""
-        own = moment.line[0]
+    def _absent(side: Side, vblock: int) -> bytes:
+        """What a side's own row of a vblock is where the index has none."""
+        own = side.line[0]
         return encode_row(absent_row(vblock, absent=own.absent, overlap=own.overlap))
 
     def _resolved_runs(self, vblock: int) -> list[ChangedRun]:
@@ -140,10 +140,10 @@ class Differences:
             for start in range(first, end, _VBLOCKS_AT_ONCE)
         )
 
-    def _resolve(self, moment: Moment, vblock: int) -> list[int]:
+    def _resolve(self, side: Side, vblock: int) -> list[int]:
         """Where each block of a vblock lies, through all generations: HOLE, or the place and whose it is."""
         places, unresolved = [HOLE] * VBLOCK_BLOCKS, list(range(VBLOCK_BLOCKS))
-        for ancestor in moment.line:
+        for ancestor in side.line:
             row = self._index.row_at(ancestor.vdisk, vblock, ancestor.version)
             if row is None:
                 row = absent_row(vblock, absent=ancestor.absent, overlap=ancestor.overlap)
@@ -165,9 +165,9 @@ def _vblock_of(pair: tuple[int, bytes | None, bytes | None]) -> int:
     return pair[0]
 
 
-def _reach(moment: Moment, depth: int) -> int:
+def _reach(side: Side, depth: int) -> int:
     """How far the ancestor ``depth`` generations up shows through where those below have no row."""
-    return min((ancestor.reach() for ancestor in moment.line[:depth]), default=moment.size)
+    return min((ancestor.reach() for ancestor in side.line[:depth]), default=side.size)
 
 
 def _between(one: int, other: int, *, first: int, end: int) -> range:

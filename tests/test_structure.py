@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = ("metadata", "replication", "fusefs", "tools")  # each may import itself and those before it
 
 PURE = {
+    "metadata.block_pictures",
     "metadata.catalog",
     "metadata.difference_stream",
     "metadata.differences",
@@ -32,6 +33,7 @@ PURE = {
     "fusefs.settings",
     "tools.durations",
     "tools.sizes",
+    "tools.tree_nodes",
 }
 """Modules that only compute: no clock, no chance, no outside world, and no module of ours that has any."""
 

@@ -1,4 +1,4 @@
-"""Differences of moments, straight on an index, against resolving every block of both."""
+"""Differences of versions, straight on an index, against resolving every block of both."""
 
 import pathlib
 import random
@@ -14,7 +14,7 @@ from metadata.index import Index, IndexBatch, VdiskState
 from metadata.rows import encode_row, uniform_row
 from metadata.units import BLOCK_BYTES, VBLOCK_BYTES
 from replication.ancestry import absent_row
-from replication.differences import Ancestor, Differences, Moment
+from replication.differences import Ancestor, Differences, Side
 
 VBLOCKS = 6
 SIZE = VBLOCKS * VBLOCK_BYTES
@@ -33,12 +33,12 @@ def put(index: Index, vdisk: int, generation: int, rows: "dict[int, array[int]]"
     index.apply(IndexBatch(vdisk, generation, encoded, {}, VdiskState()))
 
 
-def every_block(index: Index, moment: Moment) -> list[tuple[int, int]]:
+def every_block(index: Index, side: Side) -> list[tuple[int, int]]:
     """(owner, place) of each block, the plain way."""
     found = []
     for block_no in range(SIZE // BLOCK_BYTES):
         answer = (0, HOLE)
-        for ancestor in moment.line:
+        for ancestor in side.line:
             row = index.row_at(ancestor.vdisk, block_no >> 8, ancestor.version)
             if row is None:
                 row = absent_row(block_no >> 8, absent=ancestor.absent, overlap=ancestor.overlap)
@@ -50,7 +50,7 @@ def every_block(index: Index, moment: Moment) -> list[tuple[int, int]]:
     return found
 
 
-def expected(index: Index, older: Moment | None, newer: Moment) -> list[tuple[int, str]]:
+def expected(index: Index, older: Side | None, newer: Side) -> list[tuple[int, str]]:
     now = every_block(index, newer)
     was = every_block(index, older) if older is not None else [(0, HOLE)] * len(now)
     return [
@@ -60,7 +60,7 @@ def expected(index: Index, older: Moment | None, newer: Moment) -> list[tuple[in
     ]
 
 
-def found_blocks(index: Index, older: Moment | None, newer: Moment) -> list[tuple[int, str]]:
+def found_blocks(index: Index, older: Side | None, newer: Side) -> list[tuple[int, str]]:
     ranges = list(Differences(index, older, newer).ranges())
     parts: list[ChangedRange] = []
     for vblock in range(VBLOCKS):
@@ -86,7 +86,7 @@ class Family:
         self.absents = {1: HOLE}
         self._places = iter(range(PLACE, PLACE << 1))
         for vdisk in range(1, 5):
-            parent = self.moment(self.chance.randrange(1, vdisk)) if vdisk > 1 else None
+            parent = self.side(self.chance.randrange(1, vdisk)) if vdisk > 1 else None
             self.lines[vdisk] = parent.line if parent else ()
             self.absents[vdisk] = self.chance.choice([HOLE, PARENT]) if parent else HOLE
             self.write(vdisk)
@@ -106,24 +106,24 @@ class Family:
                 rows[vblock] = row
             put(self.index, vdisk, generation, rows)
 
-    def moment(self, vdisk: int) -> Moment:
+    def side(self, vdisk: int) -> Side:
         overlap = self.chance.choice([SIZE, SIZE // 2 + 3 * BLOCK_BYTES, 0])
         own = Ancestor(vdisk, self.chance.randrange(0, 10), self.absents[vdisk], overlap)
-        return Moment(self.chance.choice([SIZE, SIZE - 9 * BLOCK_BYTES]), (own, *self.lines[vdisk]))
+        return Side(self.chance.choice([SIZE, SIZE - 9 * BLOCK_BYTES]), (own, *self.lines[vdisk]))
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_two_relatives_differ_where_their_resolved_blocks_do(index: Index, seed: int) -> None:
     family = Family(index, seed)
     for _ in range(15):
-        one, other = (family.moment(family.chance.randrange(1, 5)) for _ in range(2))
+        one, other = (family.side(family.chance.randrange(1, 5)) for _ in range(2))
         assert found_blocks(index, one, other) == expected(index, one, other)
         assert found_blocks(index, None, one) == expected(index, None, one)
         assert found_blocks(index, one, one) == []
 
 
 def test_vdisks_without_a_common_ancestor_are_refused(index: Index) -> None:
-    one, other = (Moment(SIZE, (Ancestor(vdisk, 1, HOLE, 0),)) for vdisk in (1, 2))
+    one, other = (Side(SIZE, (Ancestor(vdisk, 1, HOLE, 0),)) for vdisk in (1, 2))
     with pytest.raises(InvalidRequest, match="vdisks 1 and 2"):
         Differences(index, one, other)
 
