@@ -28,6 +28,7 @@ from replication.commit import begin_nowait, grow_ahead, note_sync
 from replication.groups import keep_split
 from replication.head import SYNC_STREAK, Head
 from replication.vdisks import Vdisks
+from replication.view import View
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class Channel:
                 kill = flags & abi.WRITE_KILL_SUIDGID
                 if (offset | size) & 511 and open_flags & abi.O_DIRECT:
                     self._reply(unique, errno.EINVAL)
-                elif head is None or kill or not self._write_nowait(head, unique, offset, data):
+                elif not isinstance(head, Head) or kill or not self._write_nowait(head, unique, offset, data):
                     work = self._requests.write(fh, offset, bytes(data), kill_suid=bool(kill))
                     nursery.start_soon(self._answer, unique, work)
                 elif head.syncs.streak and head.syncs.wants_commit():
@@ -160,7 +161,7 @@ class Channel:
                 burst = 0
                 await trio.lowlevel.checkpoint()
 
-    def _read_nowait(self, head: Head, unique: int, offset: int, size: int) -> bool:
+    def _read_nowait(self, head: Head | View, unique: int, offset: int, size: int) -> bool:
         """Answers a read if memory can; False: it needs a task."""
         try:
             data = head.read_nowait(offset, size)
@@ -203,6 +204,9 @@ class Channel:
     def _sync_nowait(self, nursery: trio.Nursery, fh: int, unique: int) -> bool:
         """Answers an fsync now, or lets the end of the commit that holds it do so; False: it needs a task."""
         head, handle = self._vdisks.heads_by_handle.get(fh), self._vdisks.handles.get(fh)
+        if isinstance(head, View):
+            self._reply(unique, 0)
+            return True
         if head is None or handle is None or handle.errors_told != head.error_no:
             return False
         flight = head.flight
@@ -218,7 +222,7 @@ class Channel:
         head, handle = self._vdisks.heads_by_handle.get(fh), self._vdisks.handles.get(fh)
         if self._ended:
             return
-        if head is None or handle is None or handle.errors_told != head.error_no:
+        if not isinstance(head, Head) or handle is None or handle.errors_told != head.error_no:
             nursery.start_soon(self._answer, unique, self._requests.fsync(fh))
             return
         if head.committed_no >= target:

@@ -15,6 +15,7 @@ from metadata.errors import InvalidRequest
 from metadata.ids import VdiskId
 from replication import head_read, head_write
 from replication.cloning import COPY_BYTES_MAX, copy_range
+from replication.head import Head
 from replication.vdisks import HANDLE_SHIFT, Vdisks
 
 ClearSuid = Callable[[VdiskId], Awaitable[None]]
@@ -55,7 +56,7 @@ class DataRequests:
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """READ."""
-        return await head_read.read(await self._vdisks.head_of(fh), offset, size)
+        return await head_read.read(await self._vdisks.reader_of(fh), offset, size)
 
     async def write(self, fh: int, offset: int, data: bytes, *, kill_suid: bool) -> bytes:
         """WRITE."""
@@ -88,10 +89,9 @@ class DataRequests:
         """LSEEK: SEEK_DATA and SEEK_HOLE; the kernel does the others."""
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise InvalidRequest(_UNSUPPORTED)
-        head = await self._vdisks.head_of(fh)
-        if self._vdisks.has_buffered_writer(
-            VdiskId(head.vdisk)
-        ):  # the kernel may hold data we have never seen
+        head = await self._vdisks.reader_of(fh)
+        if isinstance(head, Head) and self._vdisks.has_buffered_writer(VdiskId(head.vdisk)):
+            # The kernel may hold data we have never seen.
             await self._notifications.write_back(head.vdisk, offset)
         found = await head_read.seek(head, offset, data=whence == os.SEEK_DATA)
         if found is None:
@@ -102,7 +102,7 @@ class DataRequests:
         """COPY_FILE_RANGE; may copy less than asked, and is then asked again."""
         copied = await copy_range(
             self._vdisks,
-            await self._vdisks.head_of(source),
+            await self._vdisks.reader_of(source),
             await self._vdisks.head_of(target),
             offset=at,
             to=to,

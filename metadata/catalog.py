@@ -10,10 +10,10 @@ Each transaction that writes gets the next *revision*, and each row carries that
     name/PARENT/NAME               the id that NAME (raw bytes) in the directory PARENT stands for
     orphan/ID                      the node where the nameless inode is still open
     exchange/NODE                  number of the node's last exchanging rename, so that it is not done twice
-    vdisk/ID                       parent, absent, resting, nameless (replication/vdisks.py)
+    vdisk/ID                       parent, absent, resting, nameless, ... (metadata/descent.py, replication/ownership.py)
     owner/ID                       node, epoch
     session/NODE                   the node's address, under its lease
-    snap/ID/NAME                   a version that has a name
+    snap/ID/NAME                   a version of the vdisk ID that has a name (metadata/snapshots.py)
     trash/ID                       where a deleted vdisk was, and until when it stays (metadata/trash.py)
     setting/NAME                   what the pool was told when it was made: trash_s
 
@@ -89,6 +89,11 @@ def trash_key(vdisk: int) -> bytes:
 def setting_key(name: str) -> bytes:
     """Where a setting of the pool is."""
     return SETTING_PREFIX + name.encode()
+
+
+def snap_key(vdisk: int, name: str) -> bytes:
+    """Where a vdisk's snapshot is."""
+    return b"snap/%016x/%b" % (vdisk, name.encode())
 
 
 def session_key(node: str) -> bytes:

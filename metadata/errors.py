@@ -41,6 +41,12 @@ class InvalidRequest(VdiskfsError):
     number = errno.EINVAL
 
 
+class Busy(VdiskfsError):
+    """In use: somebody depends on it, or it is open; the message says who or what to do first."""
+
+    number = errno.EBUSY
+
+
 class ReadOnly(VdiskfsError):
     """A write to what never changes."""
 

@@ -8,7 +8,7 @@ One column family, so that what a crash leaves is a prefix of the batches writte
 
 A *generation* is 1 + the newest kept version (snapshot, clone's parent, pin) when a row is written: commits
 overwrite the row in place until somebody keeps a version, and a reader at a kept version finds the newest
-generation at or below it with one seek, however many there are.
+generation at or below it with one seek, however many there are. A rollback masks generations (metadata/descent.py).
 
 RocksDB's own log is off. The pool is the truth: a state may lag behind it and is then replayed, and an index
 that is lost or damaged is built again. ``_nowait`` looks only where no disk is touched.
@@ -35,11 +35,13 @@ from rocksdict import (
     WriteOptions,
 )
 
+from metadata.descent import Rollbacks, Spans, visible_spans
 from metadata.errors import Corrupt, IndexDamaged, Unavailable
 from metadata.rows import decode_row, own_block_count
 
 _ROW_KEY = struct.Struct(">cQQQ")
 _SEGMENT_KEY = struct.Struct(">cQQ")
+_GENERATION = struct.Struct(">Q")
 _VDISK_KEY = struct.Struct(">cQ")
 _U64_MAX = (1 << 64) - 1
 _MEMTABLE_BYTES = 8 << 20
@@ -172,32 +174,36 @@ class Index:
         data = self._get_nowait(row_key(vdisk, vblock, generation))
         return data if isinstance(data, Nowait) else _decode_row(data)
 
-    def row_at(self, vdisk: int, vblock: int, version: int) -> "array[int] | None":
-        """The newest row at or below a version: one seek."""
+    def row_at(
+        self, vdisk: int, vblock: int, version: int, *, rollbacks: Rollbacks = ()
+    ) -> "array[int] | None":
+        """The newest row that a reader at a version sees: one seek, and one more for each rollback stepped over."""
         cursor = self._db.iter()
-        cursor.seek(row_key(vdisk, vblock, version))
-        if not _is_valid(cursor):
-            return None
-        key = bytes(cursor.key())
-        if key[:17] != row_key(vdisk, vblock, version)[:17]:
-            return None
-        return _decode_row(cursor.value())
+        found = _seek_row(cursor, row_key(vdisk, vblock, 0)[:17], visible_spans(version, rollbacks))
+        return None if found is None else _decode_row(found)
 
     def rows_at(
-        self, vdisk: int, version: int, *, first_vblock: int = 0, end_vblock: int = _U64_MAX
+        self,
+        vdisk: int,
+        version: int,
+        *,
+        first_vblock: int = 0,
+        end_vblock: int = _U64_MAX,
+        rollbacks: Rollbacks = (),
     ) -> Iterator[tuple[int, "array[int]"]]:
-        """All (vblock, row) at or below a version, in order, in a view of this moment."""
+        """All (vblock, row) that a reader at a version sees, in order, in a view of this moment."""
+        spans = visible_spans(version, rollbacks)
         cursor = self._db.iter()
-        cursor.seek(row_key(vdisk, first_vblock, version))
+        cursor.seek(row_key(vdisk, first_vblock, _U64_MAX))
         while _is_valid(cursor):
-            kind, owner, vblock, inverted = _parse_row_key(bytes(cursor.key()))
+            key = bytes(cursor.key())
+            kind, owner, vblock, _ = _parse_row_key(key)
             if kind != b"m" or owner != vdisk or vblock >= end_vblock:
                 return
-            if _U64_MAX - inverted > version:  # only newer ones here so far: go on to ours
-                cursor.seek(row_key(vdisk, vblock, version))
-                continue
-            yield vblock, _decode_row(cursor.value())
-            cursor.seek(row_key(vdisk, vblock + 1, version))
+            found = _seek_row(cursor, key[:17], spans)
+            if found is not None:
+                yield vblock, _decode_row(found)
+            cursor.seek(row_key(vdisk, vblock + 1, _U64_MAX))
 
     def row_pairs(
         self, vdisk: int, versions: tuple[int, int], *, first_vblock: int = 0, end_vblock: int = _U64_MAX
@@ -260,9 +266,9 @@ class Index:
         kind, owner, vblock, _ = _parse_row_key(bytes(cursor.key()))
         return vblock if kind == b"m" and owner == vdisk and vblock < end else None
 
-    def own_block_counts(self, vdisk: int, first: int) -> dict[int, int]:
+    def own_block_counts(self, vdisk: int, first: int, *, rollbacks: Rollbacks = ()) -> dict[int, int]:
         """Blocks with bytes of the vdisk's own in the newest row of each vblock from ``first`` on."""
-        newest = self.rows_at(vdisk, _U64_MAX, first_vblock=first)
+        newest = self.rows_at(vdisk, _U64_MAX, first_vblock=first, rollbacks=rollbacks)
         return {vblock: own_block_count(row) for vblock, row in newest}
 
     def segment(self, vdisk: int, segment: int) -> "array[int] | None":
@@ -460,6 +466,24 @@ def _is_valid(cursor: RdictIter) -> bool:
 def _inverted(generation: int) -> bytes:
     """The end of a row's key."""
     return (_U64_MAX - generation).to_bytes(8, "big")
+
+
+def _seek_row(cursor: RdictIter, prefix: bytes, spans: Spans) -> bytes | None:
+    """The newest row of these generations of the vblock whose keys begin so."""
+    generation = _U64_MAX + 1  # not yet looked
+    for above, up_to in spans:
+        if generation > up_to:
+            cursor.seek(prefix + _GENERATION.pack(_U64_MAX - up_to))
+            if not _is_valid(cursor):
+                return None
+            key = bytes(cursor.key())
+            if len(key) != _ROW_KEY.size or key[:17] != prefix:
+                return None
+            generation = _U64_MAX - _GENERATION.unpack_from(key, 17)[0]
+        if generation > above:
+            value: bytes = cursor.value()
+            return value
+    return None
 
 
 def _parse_row_key(key: bytes) -> tuple[bytes, int, int, int]:

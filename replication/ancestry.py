@@ -8,6 +8,7 @@ paid once.
 from array import array
 from dataclasses import dataclass
 
+from metadata.descent import Rollbacks
 from metadata.ids import HOLE, PARENT
 from metadata.index import Index
 from metadata.rows import runs, uniform_row
@@ -20,7 +21,7 @@ _ZEROS = bytes(VBLOCK_BYTES)
 _NOTHING: list[set[int]] = []
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Generation:
     """One ancestor at the version its child was made of.
 
@@ -32,6 +33,8 @@ class Generation:
     version: int
     absent: int
     overlap: int
+    rollbacks: Rollbacks = ()
+    """Those before that version; later ones are not seen from it."""
 
 
 def absent_row(vblock: int, *, absent: int, overlap: int) -> "array[int]":
@@ -100,7 +103,9 @@ class Ancestry:
         places, depths = uniform_row(PARENT), array("H", bytes(2 * VBLOCK_BLOCKS))
         open_blocks = list(range(VBLOCK_BLOCKS))
         for depth, generation in enumerate(self.generations):
-            row = self._index.row_at(generation.groups.vdisk, vblock, generation.version)
+            row = self._index.row_at(
+                generation.groups.vdisk, vblock, generation.version, rollbacks=generation.rollbacks
+            )
             if row is None:
                 row = absent_row(vblock, absent=generation.absent, overlap=generation.overlap)
             for at in open_blocks:

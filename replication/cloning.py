@@ -6,13 +6,13 @@ is kept from then on (its generation moves), because the child reads it.
 """
 
 from metadata.units import BLOCK_BYTES
-from replication.ancestry import Ancestry, Generation
 from replication.commit import flush
 from replication.head import Head
 from replication.head_read import read
 from replication.head_write import adopt_range, truncate, write
 from replication.ownership import adopt
 from replication.vdisks import Vdisks
+from replication.view import View
 
 COPY_BYTES_MAX = 1 << 30
 """Shared in one request; then the caller, and others, get a turn."""
@@ -22,7 +22,9 @@ _PIECES_MAX = 16
 _TRIES = 20
 
 
-async def copy_range(vdisks: Vdisks, source: Head, target: Head, *, offset: int, to: int, length: int) -> int:
+async def copy_range(
+    vdisks: Vdisks, source: Head | View, target: Head, *, offset: int, to: int, length: int
+) -> int:
     """Copies from ``offset`` of the source to ``to`` of the target; returns how many bytes, perhaps fewer.
 
     Raises:
@@ -50,7 +52,7 @@ async def copy_range(vdisks: Vdisks, source: Head, target: Head, *, offset: int,
     return done
 
 
-async def _share(vdisks: Vdisks, source: Head, target: Head, *, offset: int, length: int) -> bool:
+async def _share(vdisks: Vdisks, source: Head | View, target: Head, *, offset: int, length: int) -> bool:
     """Shares the range if it can; False: copy bytes."""
     end = offset + length
     reaches_end = end == source.size and end >= target.size
@@ -66,31 +68,34 @@ async def _share(vdisks: Vdisks, source: Head, target: Head, *, offset: int, len
     return True
 
 
-async def _make_child(vdisks: Vdisks, source: Head, target: Head) -> int | None:
+async def _make_child(vdisks: Vdisks, source: Head | View, target: Head) -> int | None:
     """The source's size at the version of which the target is, or now becomes, a child; None: it cannot."""
     for _ in range(_TRIES):
-        await flush(source)  # not inside the lock: somebody may be copying the other way round
+        if isinstance(source, Head):
+            await flush(source)  # not inside the lock: somebody may be copying the other way round
         async with target.room_lock:
-            if source.is_dirty or source.commit_done is not None:
+            if isinstance(source, Head) and (source.is_dirty or source.commit_done is not None):
                 continue
-            parent, size = (source.vdisk, source.log.version), source.size
+            version = source.log.version if isinstance(source, Head) else source.version
+            parent, size, overlap = (source.vdisk, version), source.size, source.overlap
             if target.ancestry.generations:
                 nearest = target.ancestry.generations[0]
                 return size if (nearest.groups.vdisk, nearest.version) == parent else None
-            if target.own_blocks or target.generation > 1 or not source.log.version or source.index_lags:
+            if target.own_blocks or target.generation > 1 or vdisks.family.descent(target.vdisk).parent:
                 return None
-            # No await since the look at the source: its next commit leaves these rows alone.
-            source.keep(source.log.version)
+            if isinstance(source, Head):
+                if source.index_lags:
+                    return None
+                # No await since the look at the source: its next commit leaves these rows alone.
+                source.keep(version)
             with vdisks.pinned(*parent):
-                await adopt(target.workspace.catalog, target.vdisk, parent=parent)
-                target.ancestry = _child_ancestry(source, parent[1])
-                vdisks.note_parent(target.vdisk, parent)
+                await _adopt(vdisks, target, parent=parent, overlap=overlap)
             return size
     return None
 
 
-def _child_ancestry(source: Head, version: int) -> Ancestry:
-    nearest = Generation(source.groups, version, source.ancestry.absent, source.overlap)
-    space = source.workspace
-    generations = [nearest, *source.ancestry.generations]
-    return Ancestry(space.index, space.row_cache, absent=0, generations=generations)
+async def _adopt(vdisks: Vdisks, target: Head, *, parent: tuple[int, int], overlap: int) -> None:
+    catalog = target.workspace.catalog
+    descent = await adopt(catalog, target.vdisk, parent=parent, parent_overlap=overlap)
+    vdisks.family.set_descent(target.vdisk, descent)
+    target.ancestry = await vdisks.loading.ancestry(target.vdisk)

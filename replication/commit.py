@@ -110,10 +110,10 @@ async def _begin_with_room(head: Head) -> None:
         flight = await _prepare(head)
     except VdiskfsError as exc:
         _count_failure(head, exc)
-        _announce_end(head)
+        announce_end(head)
         return
     except BaseException:
-        _announce_end(head)
+        announce_end(head)
         raise
     _start(head, flight)
 
@@ -147,7 +147,7 @@ def _end(head: Head, flight: Flight) -> None:
         _take_back(head, flight)
         _count_failure(head, failure)
     head.sync_waiters += flight.take_failed()
-    _announce_end(head)
+    announce_end(head)
 
 
 def _count_failure(head: Head, exc: VdiskfsError) -> None:
@@ -156,7 +156,8 @@ def _count_failure(head: Head, exc: VdiskfsError) -> None:
     log.warning("a commit failed and will be tried again: %s vdisk=%d", exc, head.vdisk)
 
 
-def _announce_end(head: Head) -> None:
+def announce_end(head: Head) -> None:
+    """No commit runs any more: whoever waits for that is told."""
     done, head.commit_done = head.commit_done, None
     waiters, head.sync_waiters = head.sync_waiters, []
     if done is not None:
@@ -166,15 +167,38 @@ def _announce_end(head: Head) -> None:
 
 
 async def _prepare(head: Head) -> Flight:
+    await prepare_held(head)
+    return _begin(head)
+
+
+async def prepare_held(head: Head) -> None:
+    """While the caller holds ``head.commit_done``: makes ready what ``begin_held`` needs, at least once.
+
+    Raises:
+        NoSpace, Unavailable, Corrupt: it cannot be.
+    """
     async with head.room_lock:
         for _ in range(_ROOM_TRIES):
             await start_running(head)
             if head.log.broken and head.log.pending.files:
                 await _rescue(head)
             if head.log.record_fits():
-                break
+                return
             await _make_room(head, 0)
-        return _begin(head)
+
+
+def can_begin_held(head: Head) -> bool:
+    """Whether ``begin_held`` may be called now."""
+    if not head.is_dirty:
+        return True
+    return head.running and not head.room_lock.locked() and head.log.record_fits()
+
+
+def begin_held(head: Head) -> Flight:
+    """Begins a commit, or lets the index catch up; ``head.commit_done``, which the caller holds, tells of the end."""
+    flight = _begin(head) if head.is_dirty else _begin_index(head)
+    _start(head, flight)
+    return flight
 
 
 def _begin(head: Head, *, light: bool = False) -> Flight:
@@ -261,7 +285,7 @@ def _write(head: Head, flight: Flight) -> None:
 
 def _apply(head: Head, batch: IndexBatch, *, cut: int | None) -> None:
     if cut is not None:
-        if head.generation == 1:
+        if batch.generation == 1:
             batch.drop_from_vblock = cut
         else:  # older versions keep their rows: cover them
             hole = encode_row(uniform_row(HOLE))

@@ -120,6 +120,12 @@ class GroupSet:
         if key not in self.pinned[2]:  # the next append goes on here: it must find what is there by then
             self.pinned[2] = {key}
 
+    def begin_appending(self) -> None:
+        """A head takes over: what was cached for others may be older than the index's, and pins nobody now."""
+        self.segments.clear()
+        for pinned in self.pinned:
+            pinned.clear()
+
     def missing(self, place: int, count: int) -> "Missing":
         """What a read of this run lacks in memory."""
         file = self.files.get(place >> 16)

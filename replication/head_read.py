@@ -20,7 +20,6 @@ from replication.reader import REQUEST_BYTES_MAX, Reader
 
 _LOAD_TRIES = 50
 """A row just fetched is found in the index's memory; being evicted that often in a row means a bug."""
-_ANY_VERSION = (1 << 64) - 1
 _VBLOCKS_AT_ONCE = 65536
 """Listed in one go when data is sought."""
 
@@ -75,7 +74,7 @@ def _lacks_parents(head: Reader, vblock: int) -> bool:
 
 
 def _fetch_rows(head: Reader, vblocks: list[int]) -> "list[tuple[int, array[int] | None]]":
-    return [(vblock, head.index.row_at(head.vdisk, vblock, _ANY_VERSION)) for vblock in vblocks]
+    return [(vblock, head.fetch_row(vblock)) for vblock in vblocks]
 
 
 def plan_runs(head: Reader, block_no: int, count: int) -> list[Run]:

@@ -166,7 +166,9 @@ async def _cut(head: Head, size: int) -> None:
         await share(head, first, boundary - first, HOLE)
     await ready_to_append(head, 1)
     async with head.commit_pause():  # until the cut, what the index says of rows not in memory holds
-        lost = await head.workspace.wait_for(lambda: head.index.own_block_counts(head.vdisk, boundary >> 8))
+        lost = await head.workspace.wait_for(
+            lambda: head.index.own_block_counts(head.vdisk, boundary >> 8, rollbacks=head.rollbacks)
+        )
         if head.size == old and head.log.fits(1) and head.journal.room() > 2:
             head.shrink(size, unloaded=lost)  # else the world moved: truncate looks again
 

@@ -7,13 +7,16 @@
 So a vdisk with a ``resting`` summary is exactly as its summary says, and one without is read from its log.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from metadata.catalog import Catalog, Change, decode_value, encode_value, owner_key, vdisk_key
+from metadata.descent import Descent, read_descent
 from metadata.errors import Conflict, Corrupt, NotFound
-from metadata.ids import Epoch
+from metadata.ids import HOLE, Epoch
 
 _TRIES = 20
+_NOTHING = Change()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +52,12 @@ NO_FLOOR = Floor()
 class VdiskFacts:
     """What the catalog knows of a vdisk."""
 
-    parent: tuple[int, int] | None
-    absent: int
-    overlap: int
-    resting: Resting | None
-    nameless: bool
-    node: str
-    epoch: int
-    revision: int
-    owner_revision: int
+    descent: Descent = field(default_factory=Descent)
+    resting: Resting | None = None
+    node: str = ""
+    epoch: int = 0
+    revision: int = 0
+    owner_revision: int = 0
     floor: Floor = NO_FLOOR
 
 
@@ -93,13 +93,9 @@ async def read_facts(catalog: Catalog, vdisk: int) -> VdiskFacts:
     owner = decode_value(owners[0].key, owners[0].value) if owners else {"node": "", "epoch": 0}
     if not isinstance(value, dict) or not isinstance(owner, dict):
         raise Corrupt(f"a damaged record in the catalog vdisk={vdisk}")
-    parent = value.get("parent")
     return VdiskFacts(
-        parent=tuple(parent) if parent else None,
-        absent=int(value.get("absent", 0)),
-        overlap=int(value.get("overlap", 0)),
+        descent=read_descent(value),
         resting=read_resting(value),
-        nameless=bool(value.get("nameless")),
         node=str(owner["node"]),
         epoch=int(owner["epoch"]),
         revision=rows[0].revision,
@@ -108,7 +104,16 @@ async def read_facts(catalog: Catalog, vdisk: int) -> VdiskFacts:
     )
 
 
-async def _update(catalog: Catalog, vdisk: int, changes: dict[str, object]) -> None:
+async def update_record(
+    catalog: Catalog, vdisk: int, changes: Mapping[str, object], *, besides: Change = _NOTHING
+) -> Descent:
+    """Changes fields of a vdisk's row, and does ``besides`` in the same transaction; returns its descent now.
+
+    Raises:
+        NotFound: there is no such vdisk.
+        Conflict: a compare of ``besides`` does not hold.
+    """
+    tried = 0
     for _ in range(_TRIES):
         rows, _ = await catalog.read(vdisk_key(vdisk))
         if not rows:
@@ -116,10 +121,17 @@ async def _update(catalog: Catalog, vdisk: int, changes: dict[str, object]) -> N
         value = decode_value(rows[0].key, rows[0].value)
         if not isinstance(value, dict):
             raise Corrupt(f"a damaged record in the catalog vdisk={vdisk}")
-        put = (rows[0].key, encode_value({**value, **changes}))
+        if rows[0].revision == tried:
+            raise Conflict(f"what the change of a vdisk's record rests on is gone vdisk={vdisk}")
+        tried, renewed = rows[0].revision, {**value, **changes}
+        change = Change(
+            compares=((rows[0].key, rows[0].revision), *besides.compares),
+            puts=((rows[0].key, encode_value(renewed)), *besides.puts),
+            deletes=besides.deletes,
+        )
         try:
-            await catalog.transact(Change(compares=((rows[0].key, rows[0].revision),), puts=(put,)))
-            return
+            await catalog.transact(change)
+            return read_descent(renewed)
         except Conflict:
             continue
     raise Conflict(f"the vdisk's record keeps changing vdisk={vdisk}")
@@ -155,19 +167,23 @@ async def claim(catalog: Catalog, vdisk: int, *, node: str) -> Epoch:
 
 async def rest(catalog: Catalog, vdisk: int, resting: Resting) -> None:
     """Notes what the vdisk is now that nobody writes it."""
-    await _update(catalog, vdisk, {"resting": asdict(resting)})
+    await update_record(catalog, vdisk, {"resting": asdict(resting)})
 
 
-async def adopt(catalog: Catalog, vdisk: int, *, parent: tuple[int, int]) -> None:
-    """Makes a vdisk without blocks a child of (vdisk, version); blocks it has no row for stay holes."""
-    await _update(catalog, vdisk, {"parent": list(parent), "absent": 0, "overlap": 0})
+async def adopt(catalog: Catalog, vdisk: int, *, parent: tuple[int, int], parent_overlap: int = 0) -> Descent:
+    """Makes a vdisk without blocks a child of (vdisk, version); blocks it has no row for stay holes.
+
+    ``parent_overlap``: the parent's own overlap at that version. Returns the child's descent.
+    """
+    changes = {"parent": list(parent), "absent": HOLE, "overlap": 0, "parent_overlap": parent_overlap}
+    return await update_record(catalog, vdisk, changes)
 
 
-async def set_nameless(catalog: Catalog, vdisk: int) -> None:
-    """Notes that a vdisk lives only for its children."""
-    await _update(catalog, vdisk, {"nameless": True})
+async def set_nameless(catalog: Catalog, vdisk: int, *, snapshots: Sequence[bytes] = ()) -> Descent:
+    """Notes that a vdisk lives only for others; the rows of its snapshots go. Returns its descent."""
+    return await update_record(catalog, vdisk, {"nameless": True}, besides=Change(deletes=tuple(snapshots)))
 
 
 async def set_floor(catalog: Catalog, vdisk: int, floor: Floor) -> None:
     """Notes what may be deleted from now on; durable when it returns."""
-    await _update(catalog, vdisk, {"floor": asdict(floor)})
+    await update_record(catalog, vdisk, {"floor": asdict(floor)})

@@ -9,6 +9,7 @@ from array import array
 
 from xxhash import xxh3_64_intdigest
 
+from metadata.descent import Rollbacks
 from metadata.ids import HOLE, PARENT, POSITION_MASK
 from metadata.rows import counting, runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES
@@ -21,6 +22,7 @@ REQUEST_BYTES_MAX = 1 << 20
 """The largest read or write the kernel sends (fusefs/fuse_abi.py asks for 256 pages)."""
 
 _hash = xxh3_64_intdigest
+_NEWEST = (1 << 64) - 1
 ZERO_BLOCK = memoryview(bytes(BLOCK_BYTES))
 _ZEROS = bytes(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES)
 scratch = memoryview(bytearray(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES))
@@ -43,6 +45,8 @@ class Reader:
         self.size = 0
         self.overlap = 0
         """How many bytes of the parent show through where the vdisk has no row."""
+        self.rollbacks: Rollbacks = ()
+        """The vdisk's: rows they mask do not count."""
         self.commits = 0
         """Counts commits that ended, for whoever looked at the index meanwhile."""
         workspace.moves.readers.add(self)
@@ -143,6 +147,10 @@ class Reader:
                 if row is not None:
                     row[:] = array("Q", [places.get(place, place) for place in row])
         self.ancestry.note_moved(vdisk, moved)
+
+    def fetch_row(self, vblock: int) -> "array[int] | None":
+        """Thread: the row as the index has it; None if it has none."""
+        return self.index.row_at(self.vdisk, vblock, _NEWEST, rollbacks=self.rollbacks)
 
     def _index_row_nowait(self, vblock: int) -> "array[int] | None":
         """The row from the index's memory; None if a disk must be asked."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from metadata.descent import Rollbacks
 from metadata.errors import Corrupt, NotFound, VdiskfsError
 from metadata.ids import CUT, HOLE, PARENT, POSITION_MASK
 from metadata.index import Index, IndexBatch, VdiskState
@@ -201,10 +202,18 @@ class Lineage:
     """The place of blocks that have no row."""
     kept: tuple[int, ...] = ()
     """Versions that somebody keeps, in order: rows of each must survive later commits."""
-    resting_version: int = 0
-    """The version at which the vdisk was last put to rest; 0: it runs, or never did."""
+    durable_version: int = 0
+    """The newest version known to be durable: at which it was put to rest, or that has a name or a child."""
     floor: Floor = NO_FLOOR
     """What collection may have deleted."""
+    rollbacks: Rollbacks = ()
+    size: int = 0
+    overlap: int = 0
+    """Size, and bytes of the parent that show through, before the first commit."""
+
+    def beginning(self) -> VdiskState:
+        """The vdisk before its first commit."""
+        return VdiskState(size=self.size, overlap=self.overlap)
 
     def generation(self, version: int) -> int:
         """The generation under which a commit of this version writes its rows."""
@@ -220,6 +229,8 @@ class IndexBuilder:
         self._rows: dict[int, array[int]] = {}
         self._segments: dict[int, array[int]] = {}
         self._cut: int | None = None
+        self._version, self._overlap = state.version, state.overlap
+        """Of the record being applied."""
 
     def apply(self, record: CommitRecord, place: int, check: int, end: int) -> None:
         """Applies one record; ``flush`` writes it out."""
@@ -227,6 +238,7 @@ class IndexBuilder:
         if generation != self.state.generation:
             self.flush()
             self.state = replace(self.state, generation=generation)
+        self._version, self._overlap = record.version, record.overlap
         at = 0
         for block_no, count, first in record.runs():
             if first == CUT:
@@ -257,9 +269,10 @@ class IndexBuilder:
             if self._cut is not None and vblock >= self._cut:
                 row = uniform_row(HOLE)
             else:
-                row = self.index.row_at(self.vdisk, vblock, (1 << 64) - 1)
-            if row is None:
-                row = absent_row(vblock, absent=self._lineage.absent, overlap=self.state.overlap)
+                rollbacks = self._lineage.rollbacks
+                row = self.index.row_at(self.vdisk, vblock, self._version, rollbacks=rollbacks)
+            if row is None:  # what a truncation in this record hides is a hole by its own extents
+                row = absent_row(vblock, absent=self._lineage.absent, overlap=self._overlap)
             self._rows[vblock] = row
         return row
 
@@ -342,7 +355,7 @@ def recover(
         Corrupt: the log is damaged before its last commit, or ends before a commit known to be durable.
     """
     state = index.state(lineage.vdisk)
-    durable = max(lineage.resting_version, lineage.floor.version, state.version if state else 0)
+    durable = max(lineage.durable_version, lineage.floor.version, state.version if state else 0)
     with LogReader(pool, lineage.vdisk) as reader:
         tail = reader.find_tail(durable_version=durable)
         found = tail.record.version if tail else 0
@@ -354,9 +367,9 @@ def recover(
             )
         if tail is None:
             index.forget(lineage.vdisk)
-            return Recovered(VdiskState(), reader.last_version)
+            return Recovered(lineage.beginning(), reader.last_version)
         checkpoints = checkpoints or bool(lineage.floor.collected)
-        start, links = _starting_point(reader, index, tail, floor=lineage.floor, checkpoints=checkpoints)
+        start, links = _starting_point(reader, index, tail, lineage=lineage, checkpoints=checkpoints)
         builder = IndexBuilder(index, start, lineage=lineage)
         for number, (place, check) in enumerate(links):
             record, _, blocks = reader.record_at(place)
@@ -369,13 +382,13 @@ def recover(
 
 
 def _starting_point(
-    reader: LogReader, index: Index, tail: Tail, *, floor: Floor, checkpoints: bool
+    reader: LogReader, index: Index, tail: Tail, *, lineage: Lineage, checkpoints: bool
 ) -> tuple[VdiskState, list[tuple[int, int]]]:
     """The newest state to go on from: the index's own, a checkpoint's, or nothing.
 
     None that does not know of the last collection: what it names, and the records behind it, may be gone.
     """
-    vdisk = reader.vdisk
+    vdisk, floor = reader.vdisk, lineage.floor
     state = index.state(vdisk)
     if state is not None and state.collected >= floor.collected:
         with suppress(Corrupt, NotFound):  # of another history, or older than the log: start from the pool
@@ -392,7 +405,7 @@ def _starting_point(
         )
     links = reader.chain(tail, until=VdiskState())
     index.forget(vdisk)
-    return VdiskState(), links
+    return lineage.beginning(), links
 
 
 def _take_in(pool: DirectoryPool, index: Index, vdisk: int, *, version: int) -> VdiskState | None:

@@ -64,7 +64,7 @@ async def _apply(head: Head, entry: JournalEntry, checksums: "array[int]") -> No
         pending.first_sequence = entry.sequence
     if entry.place == CUT:
         lost = await head.workspace.wait_for(
-            lambda: head.index.own_block_counts(head.vdisk, entry.block_no >> 8)
+            lambda: head.index.own_block_counts(head.vdisk, entry.block_no >> 8, rollbacks=head.rollbacks)
         )
         head.cut(entry.block_no >> 8, unloaded=lost)
         head.overlap = min(head.overlap, entry.size)

@@ -131,7 +131,7 @@ async def _check_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
     if not head.log.version:
         return []
     facts = await read_facts(space.catalog, vdisk)
-    lineage = replace(vdisks.lineage(vdisk, facts), resting_version=head.log.version)
+    lineage = replace(vdisks.loading.lineage(vdisk, facts), durable_version=head.log.version)
 
     def compare() -> list[str]:
         path = f"{space.index.path}.check-{vdisk:x}"
@@ -158,8 +158,12 @@ def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
     groups = set(space.pool.groups(vdisk))
     newest = (1 << 64) - 1
     own = 0
-    mine = {vblock: row for vblock, row in space.index.rows_at(vdisk, newest) if any(row)}
-    for vblock, row in scratch.rows_at(vdisk, newest):
+    mine = {
+        vblock: row
+        for vblock, row in space.index.rows_at(vdisk, newest, rollbacks=lineage.rollbacks)
+        if any(row)
+    }
+    for vblock, row in scratch.rows_at(vdisk, newest, rollbacks=lineage.rollbacks):
         found = mine.pop(vblock, None) if any(row) else row
         if found != row and not (found and _is_moved(space.pool, vdisk, row, to=found)):
             problems.append(f"index and log disagree (I10) vblock={vblock}")

@@ -8,40 +8,41 @@ A handle is one open of the mount: its number carries the vdisk, so that a handl
 the same to its successor, and it remembers which failures its fsync has told of (promise 12).
 """
 
+import errno
+import functools
 import logging
 import os
-import secrets
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
 import trio
 
 from metadata.catalog import OWNER_PREFIX, VDISK_PREFIX, Change, decode_value, id_in_key, owner_key, vdisk_key
-from metadata.errors import IndexDamaged, NotFound, VdiskfsError
-from metadata.ids import HOLE, VdiskId
-from metadata.index import VdiskState
+from metadata.descent import Descent, read_descent
+from metadata.errors import IndexDamaged, InvalidRequest, NotFound, VdiskfsError
+from metadata.ids import VdiskId
 from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
-from replication.ancestry import Ancestry, Generation
 from replication.checkpoint import checkpoint_if_due
 from replication.commit import flush, note_journal_need, note_sync
-from replication.groups import GroupSet
+from replication.family import Family
+from replication.handles import HANDLE_SHIFT, Handles, file_of
 from replication.head import DIRTY_ROWS_MAX, Head
 from replication.head_write import truncate
+from replication.loading import Loading
 from replication.log import OwnerLog
 from replication.ownership import Resting, VdiskFacts, read_facts, read_resting, rest, set_nameless
-from replication.recovery import Lineage, Recovered, recover
 from replication.replay import replay
+from replication.view import View
 from replication.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-HANDLE_SHIFT = 40
-"""A handle's number is serial << 40 | vdisk: a trillion vdisks, 16 million opens between repeats."""
-_SERIALS = 1 << 23
+__all__ = ["HANDLE_SHIFT", "StartOver", "VdiskStat", "Vdisks"]
+
 TICK_S = 1.0
 REST_AFTER_TICKS = 20
 """Ticks without a handle before a head is put to rest."""
@@ -50,27 +51,23 @@ PENDING_BYTES_MAX = 512 << 20
 PENDING_TICKS_MAX = 30
 """Ticks a change stays unflushed at most, as with a kernel's own write-back."""
 RESTING_AT_ONCE = 8
-TELL_FROM_RECORDS = 1024
-"""A replay of more commits than this says how far it is."""
-
-_UNTOUCHED = VdiskFacts(
-    parent=None,
-    absent=HOLE,
-    overlap=0,
-    resting=None,
-    nameless=False,
-    node="",
-    epoch=0,
-    revision=0,
-    owner_revision=0,
-)
-"""Of a vdisk that was made and never changed."""
 
 StartOver = Callable[[VdiskfsError], NoReturn]
 
 
 def _raise(exc: VdiskfsError) -> NoReturn:
     raise exc
+
+
+def _finish_rollback(head: Head, descent: Descent) -> None:
+    """A head just loaded that no commit since the newest rollback has: it begins as what that restored."""
+    if descent.rolled_back is not None and head.log.version == descent.rollbacks[-1][1]:
+        head.size, head.own_blocks, head.overlap = descent.rolled_back
+        head.change_no += 1
+
+
+def _ignore(_: VdiskId) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +78,6 @@ class VdiskStat:
     allocated_bytes: int
     mtime_ns: int
     version: int
-
-
-@dataclass(slots=True)
-class Handle:
-    """One open of a vdisk's file."""
-
-    vdisk: VdiskId
-    errors_told: int
-    buffered_writer: bool = True
-    """It may write through the kernel's cache; so may one that a dead daemon gave out."""
 
 
 class Vdisks:
@@ -106,20 +93,21 @@ class Vdisks:
         self.heads: dict[int, Head] = {}
         """Loaded heads."""
         workspace.heads = self.heads
-        self.heads_by_handle: dict[int, Head] = {}
-        """For the channel's hot path."""
-        self.handles: dict[int, Handle] = {}
+        self.family = Family()
+        """The snapshot tree."""
+        self.loading = Loading(workspace, self.family, self.heads)
+        self._files = Handles()
+        self.handles, self.heads_by_handle = self._files.by_number, self._files.served
+        self.on_content_changed: Callable[[VdiskId], None] = _ignore
+        """Called when a vdisk's content changes in another way than by writing: a rollback."""
+        self._views: dict[int, View] = {}
+        """Open snapshots, by id."""
         self._resting: dict[int, Resting] = {}
         self._claimed: set[int] = set()
-        self._parents: dict[int, tuple[int, int]] = {}
-        self._pins: Counter[tuple[int, int]] = Counter()
-        self._loading: dict[int, trio.Event] = {}
         self._idle_ticks: dict[int, int] = {}
         self._pending_ticks: dict[int, int] = {}
-        self._handle_counts: defaultdict[int, int] = defaultdict(int)
         self._users: Counter[int] = Counter()
         """Requests that use a head without a handle: it is not dropped meanwhile."""
-        self._serial = secrets.randbelow(_SERIALS)
         self._journaled: dict[int, list[JournalEntry]] = {}
 
     async def __aenter__(self) -> Self:
@@ -127,12 +115,10 @@ class Vdisks:
         owners, _ = await self.workspace.catalog.read(OWNER_PREFIX)
         self._claimed = {id_in_key(row.key, OWNER_PREFIX) for row in owners}
         for row in rows:
-            vdisk, value = id_in_key(row.key, VDISK_PREFIX), decode_value(row.key, row.value)
-            resting = read_resting(value)
+            resting = read_resting(decode_value(row.key, row.value))
             if resting is not None:
-                self._resting[vdisk] = resting
-            if isinstance(value, dict) and value.get("parent"):
-                self._parents[vdisk] = tuple(value["parent"])
+                self._resting[id_in_key(row.key, VDISK_PREFIX)] = resting
+        await self.family.load(self.workspace.catalog)
         known = {id_in_key(row.key, VDISK_PREFIX) for row in rows}
         self._journaled = await self.workspace.wait_for(self.workspace.journal.replay)
         for vdisk in [vdisk for vdisk in self._journaled if vdisk in known]:
@@ -141,6 +127,7 @@ class Vdisks:
             except VdiskfsError as exc:
                 log.error("unflushed writes are lost, the vdisk cannot be read: %s vdisk=%d", exc, vdisk)
         note_journal_need(self.workspace)
+        await self._forget_unneeded()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -157,56 +144,106 @@ class Vdisks:
             NotFound: no such vdisk.
             Corrupt, Unavailable: its log cannot be read.
         """
-        self._handle_counts[vdisk] += 1  # before the first await: it must not be put to rest meanwhile
+        self._files.expect(vdisk)
         try:
             head = await self.head(vdisk)
         except BaseException:
-            self._handle_counts[vdisk] -= 1
+            self._files.give_up(vdisk)
             raise
-        self._serial += 1
-        number = (self._serial & (2 * _SERIALS - 1)) << HANDLE_SHIFT | vdisk
-        buffered_writer = bool(flags & (os.O_WRONLY | os.O_RDWR)) and not flags & os.O_DIRECT
-        self.handles[number] = Handle(vdisk, head.error_no, buffered_writer)
-        self.heads_by_handle[number] = head
-        return number
+        return self._files.add(head, file_id=vdisk, flags=flags)
+
+    async def open_version(self, snapshot_id: int) -> int:
+        """A new handle that reads a snapshot, given by its file's inode number.
+
+        Raises:
+            NotFound: no such snapshot.
+            Corrupt, Unavailable: the vdisk's log cannot be read.
+        """
+        self._files.expect(snapshot_id)
+        try:
+            view = await self._view(snapshot_id)
+        except BaseException:
+            self._files.give_up(snapshot_id)
+            raise
+        return self._files.add(view, file_id=VdiskId(snapshot_id), flags=os.O_RDONLY)
+
+    async def _view(self, snapshot_id: int) -> View:
+        """The open view of a snapshot whose handle is expected; its version is pinned as long as it has one."""
+        found, snapshot = self._views.get(snapshot_id), self.family.by_id(snapshot_id)
+        if found is not None:
+            return found
+        if snapshot is None:
+            raise NotFound(f"there is no such snapshot id={snapshot_id}")
+        vdisk, version = snapshot.vdisk, snapshot.version
+        self.family.pin(vdisk, version)
+        try:
+            await self.prepare(vdisk)
+            ancestry = await self.loading.ancestry(vdisk, version)
+        except BaseException:
+            self.family.unpin(vdisk, version)
+            raise
+        if snapshot_id in self._views:  # somebody else was quicker
+            self.family.unpin(vdisk, version)
+        else:
+            groups = self.loading.groups(vdisk)
+            view = View(self.workspace, groups, ancestry=ancestry, snapshot=snapshot)
+            view.rollbacks = self.family.descent(vdisk).rollbacks
+            self._views[snapshot_id] = view
+        return self._views[snapshot_id]
 
     def has_buffered_writer(self, vdisk: VdiskId) -> bool:
         """Whether the kernel may hold data of this vdisk that no request has brought yet."""
-        return any(handle.vdisk == vdisk and handle.buffered_writer for handle in self.handles.values())
+        return self._files.has_writer(vdisk, buffered=True)
+
+    def has_writer(self, vdisk: VdiskId) -> bool:
+        """Whether a file of this vdisk is open for writing."""
+        return self._files.has_writer(vdisk)
 
     def close(self, number: int) -> None:
         """Gives a handle back."""
-        handle = self.handles.pop(number, None)
-        self.heads_by_handle.pop(number, None)
-        if handle is not None:
-            self._handle_counts[handle.vdisk] -= 1
-            if not self._handle_counts[handle.vdisk]:
-                del self._handle_counts[handle.vdisk]
+        self._leave_view(self._files.close(number))
+
+    def _leave_view(self, file_id: int | None) -> None:
+        """A file has no handle left; if it is a snapshot's, nobody reads that version."""
+        view = self._views.pop(file_id, None) if file_id is not None else None
+        if view is not None:
+            self.family.unpin(view.vdisk, view.version)
+            view.rows.clear()
+
+    async def reader_of(self, number: int) -> Head | View:
+        """What a handle reads, also one that a dead daemon gave out."""
+        served = self.heads_by_handle.get(number)
+        if served is None:
+            file_id = file_of(number)
+            is_snapshot = file_id in self._views or self.family.by_id(file_id) is not None
+            self._files.expect(file_id)
+            try:
+                served = await (self._view(file_id) if is_snapshot else self.head(file_id))
+            except BaseException:
+                if self._files.give_up(file_id):
+                    self._leave_view(file_id)
+                raise
+            self._files.adopt(number, served)
+        return served
 
     async def head_of(self, number: int) -> Head:
-        """The head behind a handle, also one that a dead daemon gave out."""
-        head = self.heads_by_handle.get(number)
-        if head is None:
-            vdisk = VdiskId(number & (1 << HANDLE_SHIFT) - 1)
-            self._handle_counts[vdisk] += 1
-            try:
-                head = await self.head(vdisk)
-            except BaseException:
-                self._handle_counts[vdisk] -= 1
-                raise
-            if number in self.handles:  # another request was quicker
-                self._handle_counts[vdisk] -= 1
-            self.handles.setdefault(number, Handle(vdisk, head.error_no))
-            self.heads_by_handle[number] = head
-        return head
+        """The head behind a handle, as ``reader_of``.
+
+        Raises:
+            InvalidRequest: it reads a snapshot, which nobody can change (EBADF).
+        """
+        served = await self.reader_of(number)
+        if isinstance(served, View):
+            raise InvalidRequest(f"a snapshot cannot be changed id={served.snapshot_id}", number=errno.EBADF)
+        return served
 
     def has_handles(self, vdisk: VdiskId) -> bool:
         """Whether any file of this vdisk is open."""
         return self.handle_count(vdisk) > 0
 
-    def handle_count(self, vdisk: int) -> int:
-        """How many files of this vdisk are open."""
-        return self._handle_counts.get(vdisk, 0)
+    def handle_count(self, file_id: int) -> int:
+        """How many times the file of this vdisk, or of this snapshot, is open."""
+        return self._files.count(file_id)
 
     async def flush_handle(self, number: int) -> None:
         """fsync: everything acknowledged is durable, and every failure since the handle's last is told.
@@ -214,7 +251,9 @@ class Vdisks:
         Raises:
             NoSpace, Unavailable, Corrupt: something was not made durable.
         """
-        head = await self.head_of(number)
+        head = await self.reader_of(number)
+        if isinstance(head, View):
+            return
         handle = self.handles[number]
         try:
             note_sync(head)
@@ -236,31 +275,31 @@ class Vdisks:
         head = self.heads.get(vdisk)
         if head is not None:
             return head
-        async with self._alone_at(vdisk):
+        async with self.loading.alone_at(vdisk):
             try:
                 return self.heads.get(vdisk) or await self._load(vdisk)
             except IndexDamaged as exc:
                 self.start_over(exc)
 
-    @asynccontextmanager
-    async def _alone_at(self, vdisk: int) -> AsyncIterator[None]:
-        """Nobody else loads this vdisk, or applies its log to the index, meanwhile."""
-        while vdisk in self._loading:
-            await self._loading[vdisk].wait()
-        done = self._loading[vdisk] = trio.Event()
+    async def prepare(self, vdisk: int) -> None:
+        """Sees to it that all kept versions of a vdisk are in the index, whether it is loaded or not.
+
+        Raises:
+            Corrupt, Unavailable: its log cannot be read.
+        """
         try:
-            yield
-        finally:
-            del self._loading[vdisk]
-            done.set()
+            await self.loading.prepare(vdisk)
+        except IndexDamaged as exc:
+            self.start_over(exc)
 
     async def _load(self, vdisk: VdiskId) -> Head:
-        facts = _UNTOUCHED
-        if vdisk in self._claimed or vdisk in self._parents:
+        facts, family = VdiskFacts(), self.family
+        if vdisk in self._claimed or family.descent(vdisk) != facts.descent:
             facts = await read_facts(self.workspace.catalog, vdisk)
-        recovered = await self._recovered(vdisk, facts)
+        recovered = await self.loading.recovered(vdisk, facts)
         state = recovered.state
-        groups = self._groups(vdisk)
+        groups = self.loading.groups(vdisk)
+        groups.begin_appending()
         owner_log = OwnerLog(groups, epoch=max(1, facts.epoch))
         owner_log.resume(
             version=state.version,
@@ -269,11 +308,14 @@ class Vdisks:
             record_check=state.record_check,
             end=state.record_end,
         )
-        head = Head(self.workspace, groups, log=owner_log, ancestry=await self.ancestry(facts))
+        ancestry = await self.loading.ancestry(vdisk)
+        head = Head(self.workspace, groups, log=owner_log, ancestry=ancestry)
+        head.rollbacks = facts.descent.rollbacks
         head.size, head.own_blocks, head.overlap = state.size, state.own_blocks, state.overlap
         head.mtime_ns, head.collected = state.time_ns, state.collected
         # Never an older one than rows have been written under, though nobody may keep a version any more.
-        head.generation = max(state.generation, self.lineage(vdisk, facts).generation(1 << 62))
+        head.generation = max(state.generation, 1 + max(family.kept_versions(vdisk), default=0))
+        _finish_rollback(head, facts.descent)
         entries = self._journaled.get(vdisk)
         replayed = await replay(head, state, entries) if entries else 0
         self._journaled.pop(vdisk, None)
@@ -286,78 +328,17 @@ class Vdisks:
         self.heads[vdisk] = head
         return head
 
-    def _groups(self, vdisk: int) -> GroupSet:
-        head = self.heads.get(vdisk)
-        if head is not None:
-            return head.groups
-        space = self.workspace
-        return GroupSet(vdisk, space.pool, index=space.index, cache=space.segment_cache)
-
-    def lineage(self, vdisk: int, facts: VdiskFacts) -> Lineage:
-        """What recovery needs to know of a vdisk."""
-        resting_version = facts.resting.version if facts.resting else 0
-        kept = self.kept_versions(vdisk)
-        return Lineage(
-            vdisk, absent=facts.absent, kept=kept, resting_version=resting_version, floor=facts.floor
-        )
-
-    def kept_versions(self, vdisk: int) -> tuple[int, ...]:
-        """Versions of a vdisk that others read, in order."""
-        children = {version for parent, version in self._parents.values() if parent == vdisk}
-        return tuple(sorted(children | {version for pinned, version in self._pins if pinned == vdisk}))
-
-    @contextmanager
-    def pinned(self, vdisk: int, version: int) -> Iterator[None]:
+    def pinned(self, vdisk: int, version: int) -> AbstractContextManager[None]:
         """Inside, the version counts as kept.
 
         Whoever keeps a version pins it in the same stretch without an await as ``Head.keep``, until the catalog's
         mirror names it: collection deletes what no kept version sees.
         """
-        self._pins[vdisk, version] += 1
-        try:
-            yield
-        finally:
-            self._pins[vdisk, version] -= 1
-            if not self._pins[vdisk, version]:
-                del self._pins[vdisk, version]
+        return self.family.pinned(vdisk, version)
 
-    async def _recovered(self, vdisk: int, facts: VdiskFacts) -> Recovered:
-        """The index's state, brought up to the log's end if it is not there."""
-        if not facts.epoch:
-            return Recovered(VdiskState(), 0)  # nobody ever wrote it
-        space, lineage = self.workspace, self.lineage(vdisk, facts)
-        resting = facts.resting
-
-        def find() -> Recovered:
-            if resting is not None:
-                known = space.index.state(vdisk)
-                current = known is not None and known.collected >= facts.floor.collected
-                if known is not None and current and known.record_check == resting.record_check:
-                    return Recovered(known, known.version)
-            return recover(space.pool, space.index, lineage, progress=tell)
-
-        def tell(done: int, total: int) -> None:
-            if total > TELL_FROM_RECORDS:
-                log.info("building the index again: %d of %d commits vdisk=%d", done, total, vdisk)
-
-        return await space.wait_for(find)
-
-    async def ancestry(self, facts: VdiskFacts) -> Ancestry:
-        """The generations above a vdisk, their rows in this node's index."""
-        generations: list[Generation] = []
-        parent = facts.parent
-        while parent is not None:
-            vdisk, version = parent
-            parent_facts = await read_facts(self.workspace.catalog, vdisk)
-            async with self._alone_at(vdisk):
-                if vdisk not in self.heads:
-                    await self._recovered(vdisk, parent_facts)
-            generations.append(
-                Generation(self._groups(vdisk), version, parent_facts.absent, parent_facts.overlap)
-            )
-            parent = parent_facts.parent
-        space = self.workspace
-        return Ancestry(space.index, space.row_cache, absent=facts.absent, generations=generations)
+    def kept_versions(self, vdisk: int) -> tuple[int, ...]:
+        """Borders between a vdisk's generations; see ``Family``, which also has ``read_versions``."""
+        return self.family.kept_versions(vdisk)
 
     async def put_to_rest(self, head: Head) -> None:
         """Flushes a head, gives its preallocated space back, and lets the catalog's summary speak for it.
@@ -424,6 +405,10 @@ class Vdisks:
                 except VdiskfsError as exc:
                     log.warning("housekeeping: %s vdisk=%d", exc, head.vdisk)
             note_journal_need(self.workspace)
+            try:
+                await self._forget_unneeded()
+            except VdiskfsError as exc:
+                log.warning("housekeeping: %s", exc)
 
     async def _tend(self, head: Head) -> None:
         vdisk = VdiskId(head.vdisk)
@@ -456,7 +441,7 @@ class Vdisks:
             return VdiskStat(
                 resting.size, resting.own_blocks * BLOCK_BYTES, resting.mtime_ns, resting.version
             )
-        return None if vdisk in self._claimed else VdiskStat(0, 0, 0, 0)
+        return None if vdisk in self._claimed else VdiskStat(self.family.descent(vdisk).size, 0, 0, 0)
 
     async def stat(self, vdisk: VdiskId) -> VdiskStat:
         """As ``stat_nowait``, loading the head if it must."""
@@ -496,40 +481,57 @@ class Vdisks:
         """The pool's space."""
         return await self.workspace.wait_for(self.workspace.pool.statistics)
 
-    def note_parent(self, vdisk: int, parent: tuple[int, int]) -> None:
-        """A vdisk became a child of (vdisk, version)."""
-        self._parents[vdisk] = parent
+    def note_record(self, vdisk: int, record: Mapping[str, object]) -> None:
+        """A vdisk's row in the catalog says so now: a clone was made."""
+        self.family.set_descent(vdisk, read_descent(record))
 
     def child_count(self, vdisk: int) -> int:
         """Vdisks that have this one for a parent."""
-        return sum(parent == vdisk for parent, _ in self._parents.values())
+        return len(self.family.children(vdisk))
 
     async def forget(self, vdisk: VdiskId) -> None:
-        """The vdisk has no name and no handle: its data goes, unless children still read it."""
-        if self.child_count(vdisk):
-            await set_nameless(self.workspace.catalog, vdisk)
-            return
-        head = self.heads.pop(vdisk, None)
-        if head is not None:
-            head.gone = True
-        while head is not None and head.commit_done is not None:
-            await head.commit_done.wait()
-        parent = self._parents.get(vdisk)
-        await self.workspace.catalog.transact(Change(deletes=(vdisk_key(vdisk), owner_key(vdisk))))
-        self._parents.pop(vdisk, None)
-        self._resting.pop(vdisk, None)
-        self._claimed.discard(vdisk)
-        self.workspace.pool.forget_open(vdisk)
-        if head is not None:
-            head.rows.clear()
-        await self.workspace.wait_for(lambda: self._drop(vdisk))
-        if parent is not None:
-            try:
-                nameless = (await read_facts(self.workspace.catalog, parent[0])).nameless
-            except NotFound:
+        """The vdisk has no name and no handle: its data goes, and its snapshots, unless others still read it."""
+        family, catalog = self.family, self.workspace.catalog
+        async with family.lock:
+            if family.children(vdisk) or family.pin_count(vdisk):
+                keys = [snapshot.key for snapshot in family.snapshots(vdisk)]
+                descent = await set_nameless(catalog, vdisk, snapshots=keys)
+                family.drop_snapshots(vdisk)
+                family.set_descent(vdisk, descent)
                 return
-            if nameless and not self.child_count(parent[0]):
-                await self.forget(VdiskId(parent[0]))
+            doomed = family.doomed_with(vdisk)
+            for each in doomed:
+                await self._end_head(each)
+            deletes = [key(each) for each in doomed for key in (vdisk_key, owner_key)]
+            deletes += [snapshot.key for snapshot in family.snapshots(vdisk)]
+            await catalog.transact(Change(deletes=tuple(deletes)))
+            for each in doomed:
+                family.forget(each)
+                self.loading.forget(each)
+                self._resting.pop(each, None)
+                self._claimed.discard(each)
+                self.workspace.pool.forget_open(each)
+        for each in doomed:
+            await self.workspace.wait_for(functools.partial(self._drop, each))
+
+    async def _end_head(self, vdisk: int) -> None:
+        head = self.heads.pop(vdisk, None)
+        if head is None:
+            return
+        head.gone = True
+        while head.commit_done is not None:
+            await head.commit_done.wait()
+        head.rows.clear()
+
+    async def release_unread(self, vdisk: int) -> None:
+        """A version of this vdisk has lost a reader: what was kept for it alone goes."""
+        if self.family.descent(vdisk).nameless and not self.family.is_needed(vdisk):
+            await self.forget(VdiskId(vdisk))
+
+    async def _forget_unneeded(self) -> None:
+        """Deleted vdisks that were kept for others and are needed no more go."""
+        for vdisk in list(self.family.nameless()):
+            await self.release_unread(vdisk)
 
     def _drop(self, vdisk: int) -> None:
         self.workspace.index.forget(vdisk)

@@ -423,7 +423,7 @@ class Walk:
 
     async def all_gone_or_known(self) -> None:
         """The pool holds the groups of vdisks with a name or with children, and no others."""
-        kept = {parent for parent, _ in self.vdisks._parents.values()}
+        kept = set(self.vdisks.family.nameless())
         assert set(self.vdisks.workspace.pool.vdisks()) <= {*self.models, *kept}
 
     async def walk(self, lives: int, steps: int) -> None:

@@ -227,7 +227,11 @@ class TestSharing:
                 for _ in range(2):
                     for n in range(3):
                         await copy(vdisks, heads[n], heads[(n + 1) % 3])
-                parents = {child: parent for child, (parent, _) in vdisks._parents.items()}
+                parents = {
+                    child: parent
+                    for parent in (20, 21, 22, 23, 24)
+                    for child in vdisks.family.children(parent)
+                }
                 for vdisk in (20, 21, 22):
                     seen = set()
                     while vdisk in parents:

@@ -6,6 +6,7 @@ import pytest
 
 from metadata.catalog import Catalog, Change, decode_value, encode_value, owner_key, vdisk_key
 from metadata.catalog_memory import MemoryCatalog
+from metadata.descent import Descent
 from metadata.errors import Conflict, Corrupt, NotFound
 from replication.ownership import Resting, adopt, claim, read_facts, read_resting, rest, set_nameless
 from tests.replication.rig import run
@@ -47,7 +48,7 @@ def test_the_rows_hold_these_values() -> None:
             },
         }
         facts = await read_facts(catalog, VDISK)
-        assert (facts.resting, facts.node, facts.epoch, facts.parent) == (SUMMARY, "here", 1, None)
+        assert (facts.resting, facts.node, facts.epoch, facts.descent.parent) == (SUMMARY, "here", 1, None)
 
     run(main)
 
@@ -124,8 +125,8 @@ def test_changes_of_a_record_leave_its_other_facts() -> None:
         await adopt(catalog, VDISK, parent=(5, 6))
         await set_nameless(catalog, VDISK)
         facts = await read_facts(catalog, VDISK)
-        assert (facts.parent, facts.absent, facts.overlap) == ((5, 6), 0, 0)
-        assert (facts.resting, facts.nameless) == (SUMMARY, True)
+        assert facts.descent == Descent(parent=(5, 6), nameless=True)
+        assert facts.resting == SUMMARY
 
     run(main)
 

@@ -1,0 +1,140 @@
+"""Bringing a vdisk's index to the end of its log, and finding its ancestors: before anything of it is read.
+
+An ancestor needs no head: its rows up to the version that is kept are in the index and never change. So one look
+at each ancestor's log a daemon's life is enough, and a thousand generations cost one pass, without recursion. Group sets
+and generations are shared by all descendants that are in memory.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
+
+import trio
+
+from metadata.ids import HOLE
+from replication.ancestry import Ancestry, Generation
+from replication.family import Family
+from replication.groups import GroupSet
+from replication.head import Head
+from replication.ownership import VdiskFacts, read_facts
+from replication.recovery import Lineage, Recovered, recover
+from replication.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+TELL_FROM_RECORDS = 1024
+"""A replay of more commits than this says how far it is."""
+
+
+class Loading:
+    """One to a daemon; owned by ``Vdisks``.
+
+    Args:
+        workspace: what the vdisks share.
+        family: the snapshot tree.
+        heads: those loaded.
+    """
+
+    def __init__(self, workspace: Workspace, family: Family, heads: Mapping[int, Head]) -> None:
+        self._workspace, self._family, self._heads = workspace, family, heads
+        self._under_way: dict[int, trio.Event] = {}
+        self._ready: set[int] = set()
+        """Vdisks whose kept versions are in the index."""
+        self._group_sets: WeakValueDictionary[int, GroupSet] = WeakValueDictionary()
+        self._generations: WeakValueDictionary[tuple[int, int], Generation] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def alone_at(self, vdisk: int) -> AsyncIterator[None]:
+        """Nobody else loads this vdisk, or applies its log to the index, meanwhile."""
+        while vdisk in self._under_way:
+            await self._under_way[vdisk].wait()
+        done = self._under_way[vdisk] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._under_way[vdisk]
+            done.set()
+
+    def groups(self, vdisk: int) -> GroupSet:
+        """The vdisk's groups, one set for all who read them."""
+        found = self._group_sets.get(vdisk)
+        if found is None:
+            space = self._workspace
+            found = GroupSet(vdisk, space.pool, index=space.index, cache=space.segment_cache)
+            self._group_sets[vdisk] = found
+        return found
+
+    def forget(self, vdisk: int) -> None:
+        """The vdisk is gone."""
+        self._ready.discard(vdisk)
+
+    def lineage(self, vdisk: int, facts: VdiskFacts) -> Lineage:
+        """What recovery needs to know of a vdisk."""
+        resting, descent = facts.resting, self._family.descent(vdisk)
+        return Lineage(
+            vdisk,
+            absent=descent.absent,
+            kept=self._family.kept_versions(vdisk),
+            durable_version=max(self._family.newest_named(vdisk), resting.version if resting else 0),
+            floor=facts.floor,
+            rollbacks=descent.rollbacks,
+            size=descent.size,
+            overlap=descent.overlap,
+        )
+
+    async def recovered(self, vdisk: int, facts: VdiskFacts) -> Recovered:
+        """The index's state, brought up to the log's end if it is not there. Inside ``alone_at``."""
+        lineage, resting, space = self.lineage(vdisk, facts), facts.resting, self._workspace
+
+        def find() -> Recovered:
+            if resting is not None:
+                known = space.index.state(vdisk)
+                current = known is not None and known.collected >= facts.floor.collected
+                if known is not None and current and known.record_check == resting.record_check:
+                    return Recovered(known, known.version)
+            return recover(space.pool, space.index, lineage, progress=tell)
+
+        def tell(done: int, total: int) -> None:
+            if total > TELL_FROM_RECORDS:
+                log.info("building the index again: %d of %d commits vdisk=%d", done, total, vdisk)
+
+        if not facts.epoch:  # nobody ever wrote it
+            recovered = Recovered(lineage.beginning(), 0)
+        else:
+            recovered = await space.wait_for(find)
+        self._ready.add(vdisk)
+        return recovered
+
+    async def prepare(self, vdisk: int) -> None:
+        """Sees to it that all kept versions of a vdisk are in the index."""
+        if vdisk in self._ready:
+            return
+        facts = await read_facts(self._workspace.catalog, vdisk)
+        async with self.alone_at(vdisk):
+            if vdisk not in self._ready:
+                await self.recovered(vdisk, facts)
+
+    async def ancestry(self, vdisk: int, version: int | None = None) -> Ancestry:
+        """The generations above a vdisk at a version (None: above its head), their rows in this node's index."""
+        descent, generations = self._family.descent(vdisk), []
+        parent, overlap = descent.parent_at(version), descent.parent_overlap
+        absent = HOLE if parent is None else descent.absent
+        while parent is not None:
+            await self.prepare(parent[0])
+            descent = self._family.descent(parent[0])
+            generations.append(self._generation(parent, overlap))
+            parent, overlap = descent.parent_at(parent[1]), descent.parent_overlap
+        space = self._workspace
+        return Ancestry(space.index, space.row_cache, absent=absent, generations=generations)
+
+    def _generation(self, parent: tuple[int, int], overlap: int) -> Generation:
+        found = self._generations.get(parent)
+        if found is None:
+            vdisk, version = parent
+            descent = self._family.descent(vdisk)
+            found = Generation(
+                self.groups(vdisk), version, descent.absent, overlap=overlap, rollbacks=descent.rollbacks
+            )
+            self._generations[parent] = found
+        return found
