@@ -9,6 +9,7 @@ to rest and exits 0. If it dies instead, the keeper starts the next one, which f
 """
 
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -31,7 +32,12 @@ from fusefs.inspection import Inspection
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
 from fusefs.operations import Operations
+from fusefs.resolution import PathResolver
 from fusefs.settings import NodeSettings
+from fusefs.snapshot_tree import SnapshotTree
+from fusefs.snapshot_verbs import SnapshotVerbs
+from fusefs.trash import Trash, read_keep_s
+from fusefs.tree_verb import TreeVerb
 from metadata.catalog_sqlite import open_sqlite_catalog
 from metadata.errors import Corrupt, InvalidRequest, NoSpace, VdiskfsError
 from metadata.ids import VdiskId
@@ -41,6 +47,8 @@ from replication import scrub as scrubbing
 from replication.journal import Journal
 from replication.mapping import describe, map_range
 from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, DirectoryPool, open_pool, write_durably
+from replication.snapshots import Snapshots
+from replication.usage import count_usage
 from replication.vdisks import StartOver, Vdisks
 from replication.workspace import Workspace
 
@@ -193,7 +201,8 @@ async def _run(settings: NodeSettings) -> None:
 
 
 async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, store: NamespaceStore) -> None:
-    operations = Operations(store, vdisks, node=settings.node)
+    tree = SnapshotTree(store.namespace, vdisks.family)
+    operations = Operations(store, vdisks, node=settings.node, tree=tree)
 
     async def clear_suid(vdisk: VdiskId) -> None:
         wanted, now_ns = Attributes(drop_privileges=True), time.time_ns()
@@ -209,6 +218,19 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
         set_times=operations.set_times_nowait,
     )
     node = Node(settings, workspace, vdisks, channel=channel)
+    paths = PathResolver(store.namespace, mountpoint=settings.mountpoint)
+    trash = Trash(
+        store,
+        vdisks,
+        vdisks.family,
+        paths=paths,
+        notifications=notifications,
+        drop=operations.drop,
+        keep_s=await read_keep_s(workspace.catalog),
+        node=settings.node,
+        clock_ns=time.time_ns,
+    )
+    verbs = {**_verbs(node, store), **trash.verbs(), **_snapshot_verbs(vdisks, store, paths, notifications)}
     pyfuse3.init(
         operations, channel.libfuse_mountpoint(), set(pyfuse3.default_options) - {"default_permissions"}
     )
@@ -216,7 +238,8 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             nursery.start_soon(vdisks.run)
-            control = ControlServer(_verbs(node, store), path=settings.control, uid=settings.uid)
+            nursery.start_soon(trash.run)
+            control = ControlServer(verbs, path=settings.control, uid=settings.uid)
             await nursery.start(control.run)
             nursery.start_soon(pyfuse3.main, *PYFUSE_TASKS)
             if await channel.resume():
@@ -247,6 +270,23 @@ def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:
     )
     own = {"status": node.status, "drop_caches": node.drop_caches, "flush_index": node.flush_index}
     return {**inspection.verbs(), **own}
+
+
+def _snapshot_verbs(
+    vdisks: Vdisks, store: NamespaceStore, paths: PathResolver, notifications: Notifications
+) -> dict[str, Verb]:
+    snapshots = SnapshotVerbs(
+        store,
+        vdisks,
+        Snapshots(vdisks),
+        family=vdisks.family,
+        paths=paths,
+        notifications=notifications,
+        clock_ns=time.time_ns,
+    )
+    usage = functools.partial(count_usage, vdisks)
+    tree = TreeVerb(store.namespace, vdisks, vdisks.family, paths=paths, usage=usage)
+    return {**snapshots.verbs(), **tree.verbs()}
 
 
 def _prepare_process() -> None:

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 
 from fusefs.fuse_abi import OUT_HEADER
 
-_INVALIDATE_INODE = 2
+_INVALIDATE_INODE, _INVALIDATE_ENTRY = 2, 3
 _INVALIDATION = struct.Struct("<Qqq")
 """inode, offset (-1: attributes only), length (0: to the end)"""
+_ENTRY_INVALIDATION = struct.Struct("<QII")
+"""inode of the directory, bytes of the name, flags; the name and a zero follow"""
 
 WaitFor = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -40,10 +42,25 @@ class Notifications:
 
         await self._wait_for(invalidate)
 
+    async def forget_entry(self, parent: int, name: bytes) -> None:
+        """Lets the kernel look a name up anew, and drop the inode behind it, with its pages, unless it is open.
+
+        The kernel may hold the directory's lock while it waits for an answer of ours, so this waits in a thread.
+        """
+        body = _ENTRY_INVALIDATION.pack(parent, len(name), 0) + name + b"\0"
+
+        def invalidate() -> None:
+            self._notify(_INVALIDATE_ENTRY, body)
+
+        await self._wait_for(invalidate)
+
     def _invalidate(self, inode: int, offset: int) -> bool:
-        body = _INVALIDATION.pack(inode, offset, 0)
+        return self._notify(_INVALIDATE_INODE, _INVALIDATION.pack(inode, offset, 0))
+
+    def _notify(self, what: int, body: bytes) -> bool:
+        """Whether the kernel knows what this is about."""
         try:
-            os.write(self._fuse_fd, OUT_HEADER.pack(16 + len(body), _INVALIDATE_INODE, 0) + body)
+            os.write(self._fuse_fd, OUT_HEADER.pack(16 + len(body), what, 0) + body)
         except OSError as exc:
             return exc.errno != errno.ENOENT
         return True

@@ -30,12 +30,14 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
+from fusefs.entries import entry_of, entry_of_frozen, kernel_attributes
 from fusefs.fuse_abi import Attributes as KernelAttributes
 from fusefs.namespace_store import NamespaceStore, Plan
+from fusefs.snapshot_tree import SnapshotTree
 from metadata.catalog import Change, exchange_key
 from metadata.errors import Exists, InvalidRequest, NotFound, VdiskfsError
 from metadata.ids import VdiskId
-from metadata.namespace import Inode, Kind, Namespace
+from metadata.namespace import Kind, Namespace
 from metadata.namespace_plans import (
     RENAME_EXCHANGE,
     Attributes,
@@ -62,18 +64,13 @@ RESENT = 1 << 30
 NUMBER_MASK = RESENT - 1
 """In a request's pid: a number that no other request of the last billion has."""
 
-ATTR_TIMEOUT_S = 1.0
-ENTRY_TIMEOUT_S = 300.0
 SELF_POSITION, PARENT_POSITION = 1, 2
 """Of ``.`` and ``..`` in a listing; every other entry's is its inode number, which is higher."""
 LISTED_AT_ONCE = 64
-DIRECTORY_BYTES = 4096
 SECTOR_BYTES = 512
 FREE_INODES = 1 << 32
 """What statfs says: there is no limit but the pool's space."""
 _DAMAGED_GENERATION = 1
-
-_FORMATS = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -86,6 +83,7 @@ class ServedVdisks(Protocol):
     """What is asked of the vdisks (``replication.vdisks``, and a double in the tests)."""
 
     async def open(self, vdisk: VdiskId, *, flags: int = 0) -> int: ...
+    async def open_version(self, snapshot: int) -> int: ...
     def close(self, number: int) -> None: ...
     def has_handles(self, vdisk: VdiskId) -> bool: ...
     def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None: ...
@@ -132,6 +130,7 @@ class Operations(pyfuse3.Operations):
         vdisks: ServedVdisks,
         *,
         node: str,
+        tree: SnapshotTree,
         clock_ns: Callable[[], int] = time.time_ns,
         readdir_reply: ReaddirReply = pyfuse3.readdir_reply,
     ) -> None:
@@ -140,6 +139,7 @@ class Operations(pyfuse3.Operations):
         self._namespace: Namespace = store.namespace
         self._vdisks = vdisks
         self._node = node
+        self._tree = tree
         self._clock_ns = clock_ns
         self._readdir_reply = readdir_reply
         self._dropping: set[int] = set()
@@ -150,7 +150,7 @@ class Operations(pyfuse3.Operations):
         may have been told to forget them and have taken the word with it."""
         for inode in self._namespace.orphans(self._node):
             if not kernel_knows(inode):
-                await self._drop(inode)
+                await self.drop(inode)
 
     # Names and attributes.
 
@@ -162,8 +162,9 @@ class Operations(pyfuse3.Operations):
         if name == b".":
             return await self._entry(parent_inode)
         if name == b"..":
-            return await self._entry(self._namespace.parent(parent_inode))
-        return await self._entry(self._namespace.lookup(parent_inode, name))
+            return await self._entry(self._parent(parent_inode))
+        found = self._tree.find(parent_inode, name)
+        return await self._entry(self._namespace.lookup(parent_inode, name) if found is None else found)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel knows these inodes no more. How often it looked them up is of no interest: it says so
@@ -172,9 +173,10 @@ class Operations(pyfuse3.Operations):
         A late word about an inode that was dropped and looked up before may come while it is open.
         """
         for inode, _ in inode_list:
+            self._tree.forget(inode)
             mine = self._namespace.orphan_node(inode) == self._node
             if mine and not self._vdisks.has_handles(VdiskId(inode)):
-                await self._drop(inode)
+                await self.drop(inode)
 
     @_answering
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -189,6 +191,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
+        self._tree.check_writable(inode)
         drop_privileges = False
         if fields.update_size:
             drop_privileges = await self._truncate(inode, attr.st_size, ctx)
@@ -228,21 +231,7 @@ class Operations(pyfuse3.Operations):
         now_ns = self._clock_ns()
         ctime_ns = now_ns if ctime_ns is None else ctime_ns
         self._store.note_times(inode, mtime_ns=mtime_ns, ctime_ns=ctime_ns, now_ns=now_ns)
-        shown = self._show(inode, facts)
-        return KernelAttributes(
-            valid_s=int(ATTR_TIMEOUT_S),
-            inode=inode,
-            size=shown.st_size,
-            blocks=shown.st_blocks,
-            atime_ns=shown.st_atime_ns,
-            mtime_ns=shown.st_mtime_ns,
-            ctime_ns=shown.st_ctime_ns,
-            mode=shown.st_mode,
-            links=shown.st_nlink,
-            uid=shown.st_uid,
-            gid=shown.st_gid,
-            block_bytes=shown.st_blksize,
-        )
+        return kernel_attributes(self._show(inode, facts))
 
     @_answering
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -274,26 +263,30 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise InvalidRequest("only vdisks, directories and links live here", number=errno.EPERM)
-        return await self._entry(await self._make(plan_create, Entry(parent_inode, name), mode=mode, ctx=ctx))
+        return await self._entry(
+            await self._make(plan_create, self._place(parent_inode, name), mode=mode, ctx=ctx)
+        )
 
     @_answering
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return await self._entry(await self._make(plan_mkdir, Entry(parent_inode, name), mode=mode, ctx=ctx))
+        return await self._entry(
+            await self._make(plan_mkdir, self._place(parent_inode, name), mode=mode, ctx=ctx)
+        )
 
     @_answering
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         plan = functools.partial(plan_symlink, target=target)
-        return await self._entry(await self._make(plan, Entry(parent_inode, name), mode=0o777, ctx=ctx))
+        return await self._entry(await self._make(plan, self._place(parent_inode, name), mode=0o777, ctx=ctx))
 
     @_answering
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        entry = Entry(parent_inode, name)
+        entry = self._place(parent_inode, name)
         try:
             inode = await self._make(plan_create, entry, mode=mode, ctx=ctx)
         except Exists:  # made by another node since the kernel looked
@@ -309,12 +302,17 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        entry, deed = Entry(parent_inode, name), self._deed(ctx)
-        await self._take_away(lambda ns: plan_unlink(ns, entry, deed=deed), ctx)
+        entry, deed = self._place(parent_inode, name), self._deed(ctx)
+
+        def plan(namespace: Namespace) -> Change:
+            self._tree.check_removable(namespace.lookup(entry.parent, entry.name))
+            return plan_unlink(namespace, entry, deed=deed)
+
+        await self._take_away(plan, ctx)
 
     @_answering
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        entry, deed = Entry(parent_inode, name), self._deed(ctx)
+        entry, deed = self._place(parent_inode, name), self._deed(ctx)
         await self._take_away(lambda ns: plan_rmdir(ns, entry, deed=deed), ctx)
 
     @_answering
@@ -327,7 +325,8 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        source, target = Entry(parent_inode_old, name_old), Entry(parent_inode_new, name_new)
+        source = self._place(parent_inode_old, name_old)
+        target = self._place(parent_inode_new, name_new)
         deed, resent = self._deed(ctx), _is_resent(ctx)
 
         def plan(namespace: Namespace) -> Change:
@@ -336,7 +335,11 @@ class Operations(pyfuse3.Operations):
                     return Change()
             elif resent and _is_moved(namespace, source, target):
                 return Change()
-            return plan_rename(namespace, source, target=target, flags=flags, deed=deed)
+            change = plan_rename(namespace, source, target=target, flags=flags, deed=deed)
+            replaced = namespace.find(target.parent, target.name)
+            if change.puts and replaced is not None and flags != RENAME_EXCHANGE:
+                self._tree.check_removable(replaced)
+            return change
 
         await self._store.commit(plan)
 
@@ -366,6 +369,8 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        if self._tree.is_directory(inode):
+            return inode
         if self._namespace.inode(inode).kind is not Kind.DIRECTORY:
             raise InvalidRequest(f"it is no directory inode={inode}", number=errno.ENOTDIR)
         return inode
@@ -373,11 +378,14 @@ class Operations(pyfuse3.Operations):
     @_answering
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         namespace, reply = self._namespace, self._readdir_reply
-        dots = ((SELF_POSITION, b".", fh), (PARENT_POSITION, b"..", namespace.parent(fh)))
+        dots = ((SELF_POSITION, b".", fh), (PARENT_POSITION, b"..", self._parent(fh)))
         for position, name, inode in dots:
             if position > start_id and not reply(token, name, await self._entry(inode), position):
                 return
         position = max(start_id, PARENT_POSITION)
+        if self._tree.is_directory(fh):
+            await self._list_snapshots(fh, position, token)
+            return
         while children := namespace.children_after(fh, position=position, count=LISTED_AT_ONCE):
             for _, child in children:
                 try:
@@ -388,6 +396,13 @@ class Operations(pyfuse3.Operations):
                 if place is None or place.parent != fh:
                     continue
                 if not reply(token, place.name, shown, child):
+                    return
+            position = children[-1][1]
+
+    async def _list_snapshots(self, fh: int, position: int, token: pyfuse3.ReaddirToken) -> None:
+        while children := self._tree.children_after(fh, position=position, count=LISTED_AT_ONCE):
+            for name, child in children:
+                if not self._readdir_reply(token, name, await self._entry(child), child):
                     return
             position = children[-1][1]
 
@@ -403,26 +418,40 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        for known, value in self._namespace.inode(inode).xattrs:
+        for known, value in self._xattrs(inode):
             if known == name:
                 return value
         raise NotFound(f"no such attribute xattr={name!r} inode={inode}", number=errno.ENODATA)
 
     @_answering
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return [name for name, _ in self._namespace.inode(inode).xattrs]
+        return [name for name, _ in self._xattrs(inode)]
 
     @_answering
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._tree.check_writable(inode)
         now_ns = self._clock_ns()
         await self._store.commit(lambda ns: plan_setxattr(ns, inode, name=name, value=value, now_ns=now_ns))
 
     @_answering
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._tree.check_writable(inode)
         now_ns = self._clock_ns()
         await self._take_away(lambda ns: plan_removexattr(ns, inode, name=name, now_ns=now_ns), ctx)
 
     # What the handlers share.
+
+    def _place(self, parent: int, name: bytes) -> Entry:
+        """A name that is to be changed, in a directory that can be."""
+        self._tree.check_writable(parent)
+        return Entry(parent, name)
+
+    def _parent(self, inode: int) -> int:
+        parent = self._tree.parent(inode)
+        return self._namespace.parent(inode) if parent is None else parent
+
+    def _xattrs(self, inode: int) -> tuple[tuple[bytes, bytes], ...]:
+        return () if self._tree.owns(inode) else self._namespace.inode(inode).xattrs
 
     def _deed(self, ctx: pyfuse3.RequestContext) -> Deed:
         return Deed(self._node, self._clock_ns(), ctx.pid & NUMBER_MASK)
@@ -449,6 +478,11 @@ class Operations(pyfuse3.Operations):
                 raise
 
     async def _open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> int:
+        if self._tree.snapshot(inode) is not None:
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+                self._tree.check_writable(inode)
+            self._tree.note_open(inode)
+            return await self._vdisks.open_version(inode)
         kind = self._namespace.inode(inode).kind
         if kind is not Kind.FILE:
             number = errno.EISDIR if kind is Kind.DIRECTORY else errno.ELOOP
@@ -477,7 +511,7 @@ class Operations(pyfuse3.Operations):
         await self._vdisks.truncate(VdiskId(inode), size)
         return ctx.uid != 0 and bool(found.mode & (stat.S_ISUID | stat.S_ISGID))
 
-    async def _drop(self, inode: int) -> None:
+    async def drop(self, inode: int) -> None:
         """Drop an orphan, its data first; what fails is tried again when the mount is made anew."""
         if inode in self._dropping:
             return
@@ -503,12 +537,15 @@ class Operations(pyfuse3.Operations):
             raise
         except VdiskfsError as exc:
             _log.warning("a vdisk's size is unknown: %s inode=%d", exc, inode)
-        shown = _translate(inode, self._namespace.inode(inode), self._namespace.link_count(inode))
+        shown = entry_of(inode, self._namespace.inode(inode), self._namespace.link_count(inode))
         shown.generation = _DAMAGED_GENERATION
         shown.attr_timeout = shown.entry_timeout = 0
         return shown
 
     async def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        frozen = self._tree.attributes(inode)
+        if frozen is not None:
+            return entry_of_frozen(frozen)
         facts: VdiskStat | None = None
         if self._namespace.inode(inode).kind is Kind.FILE:
             vdisk = VdiskId(inode)
@@ -516,7 +553,7 @@ class Operations(pyfuse3.Operations):
         return self._show(inode, facts)
 
     def _show(self, inode: int, facts: VdiskStat | None) -> pyfuse3.EntryAttributes:
-        shown = _translate(inode, self._namespace.inode(inode), self._namespace.link_count(inode))
+        shown = entry_of(inode, self._namespace.inode(inode), self._namespace.link_count(inode))
         if facts is not None:
             shown.st_size = facts.size
             shown.st_blocks = facts.allocated_bytes // SECTOR_BYTES
@@ -533,21 +570,3 @@ def _is_moved(namespace: Namespace, source: Entry, target: Entry) -> bool:
 
 def _vdisk_of(fh: int) -> VdiskId:
     return VdiskId(fh & ((1 << HANDLE_SHIFT) - 1))
-
-
-def _translate(number: int, inode: Inode, links: int) -> pyfuse3.EntryAttributes:
-    """All attributes that the namespace knows."""
-    shown = pyfuse3.EntryAttributes()
-    shown.st_ino = number
-    shown.attr_timeout = ATTR_TIMEOUT_S
-    shown.entry_timeout = ENTRY_TIMEOUT_S
-    shown.st_mode = _FORMATS[inode.kind] | inode.mode
-    shown.st_nlink = links
-    shown.st_uid, shown.st_gid = inode.uid, inode.gid
-    shown.st_blksize = BLOCK_BYTES
-    shown.st_atime_ns, shown.st_mtime_ns, shown.st_ctime_ns = inode.atime_ns, inode.mtime_ns, inode.ctime_ns
-    if inode.kind is Kind.DIRECTORY:
-        shown.st_size = DIRECTORY_BYTES
-    elif inode.kind is Kind.SYMLINK:
-        shown.st_size = len(inode.target)
-    return shown

@@ -10,10 +10,6 @@ from typing import cast
 from metadata.catalog import decode_value, encode_value
 from metadata.errors import Corrupt
 
-TRASH_S_DEFAULT = 86400
-"""How long a pool keeps deleted vdisks unless it was told otherwise when it was made."""
-TRASH_S_MAX = 100 * 365 * 86400
-
 
 @dataclass(frozen=True, slots=True)
 class Trashed:

@@ -19,3 +19,7 @@ VDISK_BYTES_MAX = 1 << 60
 
 NAME_BYTES_MAX = 255
 """As Linux has it (NAME_MAX)."""
+
+TRASH_S_DEFAULT = 86400
+"""How long a pool keeps deleted vdisks unless it was told otherwise when it was made."""
+TRASH_S_MAX = 100 * 365 * 86400

@@ -43,8 +43,7 @@ from metadata.errors import (
 from metadata.ids import GroupId, epoch_of, group_id, is_compacted, number_of
 from metadata.namespace_plans import plan_root
 from metadata.records import group_seed
-from metadata.trash import TRASH_S_DEFAULT
-from metadata.units import BLOCK_BYTES
+from metadata.units import BLOCK_BYTES, TRASH_S_DEFAULT
 
 FORMAT = 1
 CATALOG_NAME = "catalog.sqlite"

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from metadata.errors import InvalidRequest, VdiskfsError
-from metadata.trash import TRASH_S_DEFAULT
-from metadata.units import NAME_BYTES_MAX
+from metadata.units import NAME_BYTES_MAX, TRASH_S_DEFAULT
 from tools.durations import parse_duration
 from tools.sizes import parse_size
+from tools.snapshot_arguments import AddVerb, add_clone_verbs, add_snap_verbs, add_trash_verbs
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 UMOUNT_TIMEOUT_S = 60.0
@@ -84,6 +84,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=OneLineParser)
 
+    verb = _adding_to(verbs)
+    _add_mount_verbs(verb)
+    _add_vdisk_verbs(verb)
+    _add_reading_verbs(verb)
+    add_clone_verbs(verb)
+    for name, add, summary in (
+        ("snap", add_snap_verbs, "make, list, delete, restore snapshots"),
+        ("trash", add_trash_verbs, "list, restore, purge deleted vdisks"),
+    ):
+        group = verbs.add_parser(name, help=summary, description=summary)
+        add(_adding_to(group.add_subparsers(metavar="VERB", required=True, parser_class=OneLineParser)))
+    verbs.add_parser("bench", help="measure, against what one would use instead", add_help=False)
+    return parser
+
+
+def _adding_to(verbs: "argparse._SubParsersAction[OneLineParser]") -> AddVerb:
     def verb(name: str, run: str, summary: str, *, json: bool = False) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary)
         added.set_defaults(run=run)
@@ -91,14 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
             added.add_argument("--json", action="store_true", help="machine-readable, versioned")
         return added
 
-    _add_mount_verbs(verb)
-    _add_vdisk_verbs(verb)
-    _add_reading_verbs(verb)
-    verbs.add_parser("bench", help="measure, against what one would use instead", add_help=False)
-    return parser
+    return verb
 
 
-def _add_mount_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_mount_verbs(verb: AddVerb) -> None:
     added = verb("format", "tools.commands_mount:format_pool", "make a directory a pool")
     added.add_argument("pool", metavar="POOL", help="an empty or a new directory")
     added.add_argument(
@@ -143,7 +155,7 @@ def _add_mount_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     added.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
 
 
-def _add_vdisk_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_vdisk_verbs(verb: AddVerb) -> None:
     added = verb("create", "tools.commands_vdisk:create", "make an empty vdisk")
     added.add_argument("path", metavar="PATH")
     added.add_argument("size", metavar="SIZE", type=_size, help="bytes, or with K, M, G, T (powers of 1024)")
@@ -153,9 +165,11 @@ def _add_vdisk_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     added.add_argument("size", metavar="SIZE", type=_size)
     added.add_argument("--allow-shrink", action="store_true", help="what lies behind the new end is lost")
 
-    added = verb("rm", "tools.commands_vdisk:remove", "delete vdisks")
+    added = verb("rm", "tools.commands_vdisk:remove", "delete vdisks; 'trash' brings them back", json=True)
     added.add_argument("paths", metavar="PATH", nargs="+")
     added.add_argument("--force", action="store_true", help="even if a process has it open")
+    added.add_argument("--snapshots", action="store_true", help="with their snapshots")
+    added.add_argument("--now", action="store_true", help="for good, not into the trash")
 
     added = verb("import", "tools.commands_vdisk:import_image", "make a vdisk out of a disk image")
     added.add_argument("file", metavar="FILE", help="raw, or any format that qemu-img knows")
@@ -163,18 +177,18 @@ def _add_vdisk_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     added.add_argument("-f", dest="image_format", metavar="FORMAT", help="FILE's format (default: found out)")
 
     added = verb("export", "tools.commands_vdisk:export_image", "make a disk image out of a vdisk")
-    added.add_argument("path", metavar="PATH")
+    added.add_argument("path", metavar="PATH[@SNAP]")
     added.add_argument("file", metavar="FILE")
     added.add_argument(
         "-f", dest="image_format", metavar="FORMAT", help="default: by FILE's extension, or raw"
     )
 
 
-def _add_reading_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_reading_verbs(verb: AddVerb) -> None:
     added = verb("ls", "tools.commands_inspect:list_vdisks", "list vdisks and directories", json=True)
     added.add_argument("path", metavar="PATH", nargs="?", default=".")
-    added = verb("info", "tools.commands_inspect:info", "show one vdisk", json=True)
-    added.add_argument("path", metavar="PATH")
+    added = verb("info", "tools.commands_inspect:info", "show one vdisk or snapshot", json=True)
+    added.add_argument("path", metavar="PATH[@SNAP]")
     added = verb("du", "tools.commands_inspect:usage", "show what vdisks occupy in the pool", json=True)
     added.add_argument("path", metavar="PATH", nargs="?", default=".")
     added = verb("map", "tools.commands_inspect:show_map", "show where a vdisk's bytes lie", json=True)

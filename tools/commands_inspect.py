@@ -2,27 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from fusefs import control_client
-from tools.paths import Located, locate, locate_mount
+from tools.asking import ask
+from tools.paths import locate, locate_mount, locate_snapshot
 from tools.render import ProgressLine, format_time, print_facts, print_json, print_table, printable
 from tools.sizes import format_size
 
 PAGES_MAX = 1_000_000
 """Of one answer; a daemon that never comes to the end of it is broken."""
-
-
-def _ask(
-    located: Located,
-    verb: str,
-    arguments: Mapping[str, object],
-    *,
-    progress: Callable[[dict[str, Any]], None] | None = None,
-) -> Any:
-    record = located.serving_record()
-    return control_client.call(record.control, verb, {"path": located.inner, **arguments}, progress=progress)
 
 
 def list_vdisks(arguments: argparse.Namespace) -> int:
@@ -31,7 +20,7 @@ def list_vdisks(arguments: argparse.Namespace) -> int:
     entries: list[dict[str, Any]] = []
     after: int | None = 0
     for _ in range(PAGES_MAX):
-        answer = _ask(located, "ls", {"after": after})
+        answer = ask(located, "ls", {"after": after})
         entries += answer["entries"]
         after = answer["next"]
         if after is None:
@@ -57,9 +46,9 @@ def _row(entry: Mapping[str, Any]) -> list[str]:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """Show what is known about one vdisk, directory or link."""
-    located = locate(arguments.path)
-    facts: dict[str, Any] = _ask(located, "info", {})
+    """Show what is known about one vdisk, snapshot, directory or link."""
+    located, name = locate_snapshot(arguments.path)
+    facts: dict[str, Any] = ask(located, "info" if name is None else "snap_info", {"name": name})
     if arguments.json:
         print_json(facts)
     else:
@@ -71,9 +60,7 @@ def usage(arguments: argparse.Namespace) -> int:
     """Show what the entries of a directory occupy in the pool."""
     located = locate(arguments.path)
     with ProgressLine() as line:
-        answer = _ask(
-            located, "du", {}, progress=lambda news: line.show(f"{news['done']} of {news['total']}")
-        )
+        answer = ask(located, "du", {}, progress=lambda news: line.show(f"{news['done']} of {news['total']}"))
     if arguments.json:
         print_json(answer)
         return 0
@@ -101,7 +88,7 @@ def show_map(arguments: argparse.Namespace) -> int:
     for _ in range(PAGES_MAX):
         assert offset is not None
         length = None if end is None else end - offset
-        answer = _ask(located, "map", {"offset": offset, "length": length})
+        answer = ask(located, "map", {"offset": offset, "length": length})
         extents += answer["extents"]
         offset = answer["next_offset"]
         if offset is None:
@@ -142,7 +129,7 @@ def _scan(arguments: argparse.Namespace, verb: str) -> int:
     if arguments.path is None:
         located = located.root()
     with ProgressLine() as line:
-        answer = _ask(located, verb, {}, progress=lambda news: _show_scan(line, verb, news))
+        answer = ask(located, verb, {}, progress=lambda news: _show_scan(line, verb, news))
     findings = answer["findings"]
     if arguments.json:
         print_json({"path": located.path, **answer})

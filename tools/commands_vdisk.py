@@ -1,6 +1,7 @@
 """The verbs that make, change and delete vdisks: create, resize, rm, import, export.
 
-They use plain file calls on the mount, so that the kernel's own view (cached sizes and pages) stays right.
+They use plain file calls on the mount, so that the kernel's own view (cached sizes and pages) stays right; all but
+rm, whose vdisks go to the trash, which the daemon tells the kernel of.
 """
 
 import argparse
@@ -13,8 +14,9 @@ from types import FrameType
 
 from fusefs import processes
 from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
-from tools.paths import Located, locate
-from tools.render import ProgressLine
+from tools.asking import ask, check_same_mount
+from tools.paths import Located, locate, locate_snapshot
+from tools.render import ProgressLine, print_json
 from tools.sizes import format_size
 
 VDISK_MODE = 0o600
@@ -60,25 +62,36 @@ def resize(arguments: argparse.Namespace) -> int:
 
 def remove(arguments: argparse.Namespace) -> int:
     """Delete vdisks, those in use only by force; nothing is deleted if one of them cannot be."""
-    paths = []
-    for path in arguments.paths:
-        located = locate(path)
-        try:
-            mode = os.lstat(located.path).st_mode
-        except FileNotFoundError as problem:
-            raise NotFound(f"{path} does not exist") from problem
-        if stat.S_ISDIR(mode):
-            raise InvalidRequest(f"{path} is a directory: rm deletes vdisks, rmdir empty directories")
-        paths.append(located.path)
+    found = [_named_to_delete(path) for path in arguments.paths]
+    for located in found:
+        check_same_mount(found[0], located)
     if not arguments.force:
-        meant = frozenset(paths)
-        found = processes.holders(lambda used: used in meant, except_pids=frozenset({os.getpid()}))
-        if found:
-            who = processes.describe_holders(found)
+        meant = frozenset(located.path for located in found)
+        holders = processes.holders(lambda used: used in meant, except_pids=frozenset({os.getpid()}))
+        if holders:
+            who = processes.describe_holders(holders)
             raise Unavailable(f"in use by {who}: end that first, or say --force")
-    for path in paths:
-        os.unlink(path)
+    asked = {
+        "paths": [located.inner for located in found],
+        "snapshots": arguments.snapshots,
+        "now": arguments.now,
+    }
+    answer = ask(found[0], "rm", asked)
+    if arguments.json:
+        print_json(answer)
     return 0
+
+
+def _named_to_delete(path: str) -> Located:
+    if path.endswith("@") or not os.path.lexists(path):
+        located, name = locate_snapshot(path)
+        if name is not None:
+            raise InvalidRequest(f"{path} is a snapshot: 'vdiskfs snap rm' deletes it")
+        raise NotFound(f"{path} does not exist")
+    located = locate(path)
+    if not located.inner or stat.S_ISDIR(os.lstat(located.path).st_mode):
+        raise InvalidRequest(f"{path} is a directory: rm deletes vdisks, rmdir empty directories")
+    return located
 
 
 def import_image(arguments: argparse.Namespace) -> int:
@@ -100,7 +113,12 @@ def export_image(arguments: argparse.Namespace) -> int:
     """Make a disk image out of a vdisk; all of it or nothing, durable when it returns."""
     from tools import imaging
 
-    source = _existing_vdisk(arguments.path).path
+    located, name = locate_snapshot(arguments.path)
+    if name is None:
+        source = _existing_vdisk(arguments.path).path
+    else:
+        facts = ask(located, "snap_info", {"name": name})
+        source = located.entry.mountpoint + str(facts["file"])
     with _interruptible(), ProgressLine() as line:
         imaging.export_image(
             source,

@@ -3,7 +3,7 @@
 import re
 
 from metadata.errors import InvalidRequest
-from metadata.trash import TRASH_S_MAX
+from metadata.units import TRASH_S_MAX
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _PATTERN = re.compile(r"(\d{1,12})\s*([smhdw]?)", re.IGNORECASE | re.ASCII)

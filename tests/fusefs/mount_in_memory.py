@@ -14,11 +14,13 @@ import trio.testing
 
 from fusefs.namespace_store import NamespaceStore
 from fusefs.operations import RESENT, Operations
+from fusefs.snapshot_tree import SnapshotTree
 from metadata.catalog import ROOT_ID, Catalog
 from metadata.catalog_memory import MemoryCatalog
 from metadata.errors import InvalidRequest, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.namespace_plans import plan_root
+from replication.family import Family
 from replication.vdisks import HANDLE_SHIFT, VdiskStat
 
 SIZE_MAX = 1 << 60
@@ -58,6 +60,8 @@ class VdisksInMemory:
     flushed: list[int] = field(default_factory=list)
     forgotten: list[int] = field(default_factory=list)
     broken: dict[int, VdiskfsError] = field(default_factory=dict)
+    family: Family = field(default_factory=Family)
+    buffered: set[int] = field(default_factory=set)
     waits: int = 0
     clock_ns: Callable[[], int] = lambda: 0
 
@@ -67,6 +71,16 @@ class VdisksInMemory:
         number = (len(self.handles) + 1) << HANDLE_SHIFT | vdisk
         self.handles[number] = vdisk
         return number
+
+    async def open_version(self, snapshot_id: int) -> int:
+        assert self.family.by_id(snapshot_id) is not None
+        return await self.open(VdiskId(snapshot_id))
+
+    def has_buffered_writer(self, vdisk: VdiskId) -> bool:
+        return vdisk in self.buffered
+
+    def handle_count(self, file_id: int) -> int:
+        return list(self.handles.values()).count(file_id)
 
     def close(self, number: int) -> None:
         self.handles.pop(number, None)
@@ -173,7 +187,8 @@ async def mounted(
     async with NamespaceStore(catalog) as store, trio.open_nursery() as nursery:
         nursery.start_soon(store.run)
         vdisks.clock_ns = clock_ns
-        operations = Operations(store, vdisks, node="here", clock_ns=clock_ns, readdir_reply=reply)
+        tree = SnapshotTree(store.namespace, vdisks.family)
+        operations = Operations(store, vdisks, node="here", tree=tree, clock_ns=clock_ns, readdir_reply=reply)
         yield Mount(operations, store, vdisks, catalog, now_ns, listed)
         nursery.cancel_scope.cancel()
 

@@ -79,6 +79,16 @@ WRONG_USAGE = [
     ["mount", "pool", "mnt", "--node", "a/b"],
     ["mount", "pool", "mnt", "-o", "rwx"],
     ["umount", "mnt", "--timeout", "0"],
+    ["format", "pool", "--trash", "soon"],
+    ["snap"],
+    ["snap", "nonesuch"],
+    ["snap", "create"],
+    ["snap", "rollback", "a@x", "b@x"],
+    ["snap", "rename", "a@x"],
+    ["clone", "a@x"],
+    ["flatten"],
+    ["trash"],
+    ["trash", "restore", "--id", "x"],
     ["umount", "mnt", "--timeout", "soon"],
     ["ls", "a", "b"],
     ["map", "x", "--offset", "-1"],
@@ -113,6 +123,15 @@ FAILING = [
     (["scrub", "{tmp}"], "is not under a vdiskfs mount"),
     (["import", "{tmp}/x", "{tmp}/y"], "is not under a vdiskfs mount"),
     (["export", "{tmp}/x", "{tmp}/y"], "is not under a vdiskfs mount"),
+    (["snap", "create", "{tmp}/x@a"], "is not under a vdiskfs mount"),
+    (["snap", "create", "{tmp}/x"], "is not under a vdiskfs mount"),
+    (["snap", "create", "{tmp}/x@"], "write PATH@SNAP"),
+    (["snap", "create", "--all", "{tmp}", "a"], "is not under a vdiskfs mount"),
+    (["snap", "ls", "{tmp}"], "is not under a vdiskfs mount"),
+    (["clone", "{tmp}/x@a", "{tmp}/y"], "is not under a vdiskfs mount"),
+    (["trash", "restore"], "which one?"),
+    (["trash", "purge"], "which one?"),
+    (["trash", "purge", "--all", "--id", "7"], "exclude each other"),
     (["format", "/proc/nonesuch/pool"], "/proc/nonesuch"),
 ]
 
@@ -128,13 +147,24 @@ def test_a_failure_is_one_line_and_exit_code_1(
     assert captured.err.count("\n") == 1
 
 
-def test_every_verb_leads_to_a_function() -> None:
-    parser = cli.build_parser()
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Every verb, those of a group with its name before, and its function."""
     (verbs,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    named = {verb: added.get_default("run") for verb, added in verbs.choices.items() if verb != "bench"}
+    found: dict[str, str] = {}
+    for verb, added in verbs.choices.items():
+        if verb in ("snap", "trash"):
+            found |= {f"{verb} {inner}": run for inner, run in verbs_of(added).items()}
+        elif verb != "bench":
+            found[verb] = added.get_default("run")
+    return found
+
+
+def test_every_verb_leads_to_a_function() -> None:
+    named = verbs_of(cli.build_parser())
     assert sorted(named) == [
-        "check", "create", "du", "export", "format", "import", "info", "ls", "map", "mount", "resize", "rm",
-        "scrub", "status", "umount",
+        "check", "clone", "create", "du", "export", "flatten", "format", "import", "info", "ls", "map", "mount",
+        "resize", "rm", "scrub", "snap create", "snap ls", "snap protect", "snap rename", "snap rm",
+        "snap rollback", "snap unprotect", "status", "trash ls", "trash purge", "trash restore", "umount",
     ]  # fmt: skip
     for run in named.values():
         module, _, function = run.partition(":")
