@@ -42,6 +42,7 @@ SPIN_READS = 12
 """Further looks for a request before sleeping: the next one of a queue-depth-1 user comes within 20 us or so."""
 
 
+GetXattr = Callable[[int, bytes], bytes | None]
 SetTimes = Callable[[int, int | None, int | None], abi.Attributes | None]
 
 
@@ -53,15 +54,24 @@ class Channel:
         init_fd: where the INIT request is kept for a successor.
         vdisks: whose heads serve.
         requests: what tasks do.
+        get_xattr: an inode's extended attribute by name, None if it has none of it.
         set_times: notes a vdisk's modification and change time (ns) and returns its attributes; None if it cannot
             at once.
     """
 
     def __init__(
-        self, fuse_fd: int, init_fd: int, *, vdisks: Vdisks, requests: DataRequests, set_times: SetTimes
+        self,
+        fuse_fd: int,
+        init_fd: int,
+        *,
+        vdisks: Vdisks,
+        requests: DataRequests,
+        set_times: SetTimes,
+        get_xattr: GetXattr,
     ) -> None:
         self._fuse_fd, self._init_fd = fuse_fd, init_fd
-        self._vdisks, self._requests, self._set_times = vdisks, requests, set_times
+        self._vdisks, self._requests = vdisks, requests
+        self._set_times, self._get_xattr = set_times, get_xattr
         os.set_blocking(fuse_fd, False)
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._ours, self._theirs):
@@ -194,11 +204,14 @@ class Channel:
         return True
 
     def _small_nowait(self, nursery: trio.Nursery, opcode: int, unique: int, request: memoryview) -> bool:
-        """Answers what a guest's flush is made of, if it can without a task."""
+        """Answers what a guest's flush and a long listing are made of, if it can without a task."""
         if opcode == abi.FSYNC:
             return self._sync_nowait(
                 nursery, abi.FSYNC_IN.unpack_from(request, abi.IN_HEADER_BYTES)[0], unique
             )
+        if opcode == abi.GETXATTR:
+            self._get_xattr_now(unique, request)
+            return True
         return opcode == abi.SETATTR and self._set_times_nowait(unique, request)
 
     def _sync_nowait(self, nursery: trio.Nursery, fh: int, unique: int) -> bool:
@@ -253,6 +266,23 @@ class Channel:
         except Exception:
             self._unexpected(unique)
         return True
+
+    def _get_xattr_now(self, unique: int, request: memoryview) -> None:
+        inode, size, name = abi.parse_getxattr(request)
+        try:
+            value = self._get_xattr(inode, name)
+        except VdiskfsError as exc:
+            self._reply(unique, exc.number)
+            return
+        except Exception:
+            self._unexpected(unique)
+            return
+        if value is None:
+            self._reply(unique, errno.ENODATA)
+        elif size and len(value) > size:
+            self._reply(unique, errno.ERANGE)
+        else:
+            self._reply_with(unique, value if size else abi.GETXATTR_OUT.pack(len(value)))
 
     def _dispatch(self, nursery: trio.Nursery, opcode: int, unique: int, request: bytes) -> None:
         """Everything but READ and WRITE: a task, or libfuse."""
@@ -315,6 +345,12 @@ class Channel:
             raise
         except Exception:
             self._unexpected(unique)
+
+    def _reply_with(self, unique: int, body: bytes) -> None:
+        try:
+            os.writev(self._fuse_fd, (abi.OUT_HEADER.pack(16 + len(body), 0, unique), body))
+        except OSError as exc:
+            self._reply_failed(exc)
 
     def _reply(self, unique: int, number: int) -> None:
         try:

@@ -6,7 +6,7 @@ Every request begins with IN_HEADER (40 bytes), every reply with OUT_HEADER (16)
 import struct
 from dataclasses import dataclass
 
-SETATTR, READ, WRITE, FSYNC, INIT = 4, 15, 16, 20, 26
+SETATTR, READ, WRITE, FSYNC, GETXATTR, INIT = 4, 15, 16, 20, 22, 26
 FORGET, INTERRUPT, BATCH_FORGET, DESTROY = 2, 36, 42, 38
 FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64 = 43, 46, 47, 53
 
@@ -20,6 +20,9 @@ REQUEST_HEAD = struct.Struct("<4xIQ24xQQII8xI")
 WRITE_DATA_AT = 80
 FSYNC_IN = struct.Struct("<QI")
 """fh, flags"""
+GETXATTR_IN = struct.Struct("<I4x")
+"""size of the caller's buffer, 0 to ask for the value's; the name, ended by a zero, follows"""
+GETXATTR_OUT = struct.Struct("<I4x")
 FALLOCATE_IN = struct.Struct("<QQQI")
 """fh, offset, length, mode"""
 LSEEK_IN = struct.Struct("<QQI")
@@ -122,6 +125,13 @@ def attributes_reply(unique: int, shown: Attributes) -> bytes:
         shown.inode, shown.size, shown.blocks, atime[0], mtime[0], ctime[0], atime[1], mtime[1], ctime[1],
         shown.mode, shown.links, shown.uid, shown.gid, 0, shown.block_bytes, 0,
     )  # fmt: skip
+
+
+def parse_getxattr(request: memoryview) -> tuple[int, int, bytes]:
+    """Of a GETXATTR: inode, size of the caller's buffer, name."""
+    (inode,) = struct.unpack_from("<Q", request, 16)
+    (size,) = GETXATTR_IN.unpack_from(request, IN_HEADER_BYTES)
+    return int(inode), size, bytes(request[IN_HEADER_BYTES + GETXATTR_IN.size :]).partition(b"\0")[0]
 
 
 def offered_flags(request: bytes) -> int:

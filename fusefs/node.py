@@ -216,6 +216,7 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
         vdisks=vdisks,
         requests=requests,
         set_times=operations.set_times_nowait,
+        get_xattr=operations.xattr_nowait,
     )
     node = Node(settings, workspace, vdisks, channel=channel)
     paths = PathResolver(store.namespace, mountpoint=settings.mountpoint)

@@ -418,10 +418,18 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        for known, value in self._xattrs(inode):
-            if known == name:
-                return value
-        raise NotFound(f"no such attribute xattr={name!r} inode={inode}", number=errno.ENODATA)
+        value = self.xattr_nowait(inode, name)
+        if value is None:
+            raise NotFound(f"no such attribute xattr={name!r} inode={inode}", number=errno.ENODATA)
+        return value
+
+    def xattr_nowait(self, inode: int, name: bytes) -> bytes | None:
+        """An attribute's value, None if there is none of that name; for the channel: `ls -l` asks twice a file.
+
+        Raises:
+            NotFound: no such inode.
+        """
+        return next((value for known, value in self._xattrs(inode) if known == name), None)
 
     @_answering
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:

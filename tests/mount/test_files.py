@@ -312,3 +312,19 @@ def test_statfs_tells_the_pool_s_space(mounted: MountedPool) -> None:
     ours, pool = os.statvfs(mounted.mountpoint), os.statvfs(mounted.pool)
     assert ours.f_namemax == 255
     assert ours.f_blocks * ours.f_frsize == pool.f_blocks * pool.f_frsize
+
+
+def test_extended_attributes_of_any_length_come_back_whole(mounted: MountedPool) -> None:
+    disk = mounted.mountpoint / "disk"
+    disk.touch()
+    for length in (0, 1, 127, 128, 129, 5000):
+        value = bytes(range(1, 256)).ljust(5000, b"x")[:length]
+        os.setxattr(disk, "user.value", value)
+        assert os.getxattr(disk, "user.value") == value
+    with pytest.raises(OSError, match="No data") as caught:
+        os.getxattr(disk, "user.other")
+    assert caught.value.errno == errno.ENODATA
+    room = ctypes.create_string_buffer(5000)
+    assert libc.getxattr(os.fsencode(disk), b"user.value", room, 0) == 5000
+    assert libc.getxattr(os.fsencode(disk), b"user.value", room, 4999) == -1
+    assert ctypes.get_errno() == errno.ERANGE
