@@ -34,16 +34,19 @@ class Visibility:
     Args:
         kept: versions, in any order.
         rollbacks: (to, from) versions, in any order.
+        head: whether anybody reads the head.
     """
 
-    def __init__(self, kept: Iterable[int], rollbacks: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self, kept: Iterable[int], rollbacks: Iterable[tuple[int, int]] = (), *, head: bool = True
+    ) -> None:
         ordered = sorted(rollbacks, key=lambda rollback: rollback[1])
         self._ends = [since for _, since in ordered]
         """The last version of each stretch but the newest."""
         self._parents = [0, *(to for to, _ in ordered)]
         """The version that each stretch goes on from; 0: nothing."""
         self._readers: list[list[int]] = [[] for _ in self._parents]
-        for version in sorted({*kept, HEAD}):
+        for version in sorted({*kept, HEAD} if head else {*kept}):
             self._readers[self._stretch(version)].append(version)
 
     def _stretch(self, version: int) -> int:
@@ -83,6 +86,9 @@ class Visibility:
 def count_by_group(rows: Sequence[Sequence[int]], counts: Counter[int]) -> None:
     """Adds a vblock's live blocks, each place once however many of its rows name it, to ``counts`` by group."""
     places: Iterable[int] = rows[0] if len(rows) == 1 else set().union(*rows)
+    if isinstance(places, range) and places[0] >> POSITION_BITS == places[-1] >> POSITION_BITS:
+        counts[places[0] >> POSITION_BITS] += len(places)
+        return
     counts.update(map(rshift, places, repeat(POSITION_BITS)))
 
 

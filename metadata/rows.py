@@ -12,7 +12,7 @@ import functools
 import struct
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from metadata.errors import Corrupt
 from metadata.ids import HOLE, PARENT, POSITION_MASK
@@ -76,6 +76,20 @@ def decode_row(data: bytes) -> "array[int]":
     if kind == UNIFORM and length == 9:
         return uniform_row(_PLACE.unpack_from(data, 1)[0])
     raise Corrupt(f"index row of an unknown form kind={kind.hex()} length={length}")
+
+
+def stored_places(data: bytes) -> Sequence[int]:
+    """The places of blocks with bytes of their own, HOLE and PARENT perhaps among them, of a row as stored.
+
+    As ``decode_row``, which it leaves out where the form says all.
+    """
+    kind = data[:1]
+    if kind == DENSE or len(data) != 9:
+        return decode_row(data)
+    (first,) = _PLACE.unpack_from(data, 1)
+    if kind == UNIFORM and first <= PARENT:
+        return ()
+    return range(first, first + VBLOCK_BLOCKS) if kind == COUNTING else decode_row(data)
 
 
 def runs(row: "array[int]", first: int, count: int) -> Iterator[tuple[int, int, int]]:

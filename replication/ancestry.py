@@ -6,6 +6,7 @@ paid once.
 """
 
 from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from metadata.descent import Rollbacks
@@ -127,6 +128,14 @@ class Ancestry:
         if any(generation.groups.vdisk == vdisk for generation in self.generations):
             for vblock in moved:
                 self._resolved.pop(vblock, None)
+
+    def places_of(self, vdisk: int) -> Iterator[Sequence[int]]:
+        """The places of an ancestor that each resolved row has."""
+        if vdisk not in self.vdisks():
+            return
+        for places, depths in list(self._resolved.values()):
+            owners = (self.generations[depth].groups.vdisk for depth in depths)
+            yield [place for place, owner in zip(places, owners, strict=True) if owner == vdisk]
 
     def vdisks(self) -> set[int]:
         """The ancestors."""

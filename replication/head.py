@@ -14,7 +14,7 @@ no reader ever sees half a block; and nothing here yields.
 
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -89,6 +89,8 @@ class Head(Reader):
         """The newest collection that the index knows of."""
         self.checkpoint_lock = trio.Lock()
         """Held while a checkpoint is written."""
+        self.layout_lock = trio.Lock()
+        """Held by whoever moves or deletes blocks, and by who compares index, log and pool."""
         self.own_blocks = 0
         self.mtime_ns = 0
         self.change_no = 0
@@ -147,6 +149,10 @@ class Head(Reader):
                 return None
             return self.ancestry.absent_row(vblock, self.overlap)
         return found
+
+    def places_of(self, vdisk: int) -> Iterator[Sequence[int]]:
+        """As ``Reader.places_of``; a deleted vdisk needs none."""
+        return iter(()) if self.gone else super().places_of(vdisk)
 
     # ---- writing
 

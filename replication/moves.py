@@ -9,13 +9,17 @@ Places live in rows, in resolved parents' rows, and in plans of reads that wait 
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Protocol
 from weakref import WeakSet
 
 import trio
 
+from metadata.ids import POSITION_BITS
+
+_ROWS_AT_ONCE = 64
+"""Looked through between two chances for guests' requests: a millisecond."""
 RECENT_MAX = 4096
 """Moves remembered for look-ups on their way; one that began before the oldest of them starts over."""
 
@@ -28,6 +32,9 @@ class Placed(Protocol):
 
     def note_moved(self, vdisk: int, moved: Moved) -> None:
         """Blocks of the vdisk lie elsewhere from now on."""
+
+    def places_of(self, vdisk: int) -> Iterator[Sequence[int]]:
+        """Every row in memory with places of a vdisk."""
 
 
 class Moves:
@@ -80,3 +87,13 @@ class Moves:
         self._era += 1
         while any(earlier <= era for earlier in self._holds):
             await self._ended.wait()
+
+    async def still_named(self, vdisk: int, groups: Set[int]) -> set[int]:
+        """Those of a vdisk's groups that something in memory still names."""
+        named: set[int] = set()
+        for reader in list(self.readers):
+            for number, places in enumerate(reader.places_of(vdisk)):
+                named |= groups & {place >> POSITION_BITS for place in places}
+                if number % _ROWS_AT_ONCE == _ROWS_AT_ONCE - 1:
+                    await trio.lowlevel.checkpoint()
+        return named

@@ -6,6 +6,7 @@ Figures, 4 KiB: 3.5 us, of which the system call is half.
 """
 
 from array import array
+from collections.abc import Iterator, Sequence
 
 from xxhash import xxh3_64_intdigest
 
@@ -151,6 +152,12 @@ class Reader:
     def fetch_row(self, vblock: int) -> "array[int] | None":
         """Thread: the row as the index has it; None if it has none."""
         return self.index.row_at(self.vdisk, vblock, _NEWEST, rollbacks=self.rollbacks)
+
+    def places_of(self, vdisk: int) -> Iterator[Sequence[int]]:
+        """Every row in memory with places of a vdisk; the caller may await between two."""
+        if vdisk == self.vdisk:
+            yield from list(self.rows.values())
+        yield from self.ancestry.places_of(vdisk)
 
     def _index_row_nowait(self, vblock: int) -> "array[int] | None":
         """The row from the index's memory; None if a disk must be asked."""

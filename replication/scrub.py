@@ -143,7 +143,7 @@ async def _check_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
             scratch.close()
             Index.destroy(path)
 
-    async with head.commit_pause():
+    async with head.layout_lock, head.commit_pause():
         problems = await space.wait_for(compare)
     return [{"vdisk": vdisk, "problem": problem} for problem in problems]
 

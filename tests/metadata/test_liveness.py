@@ -54,6 +54,11 @@ def test_without_kept_versions_only_the_newest_row_is_seen() -> None:
     assert Visibility(()).seen([]) == []
 
 
+def test_of_a_deleted_vdisk_only_kept_versions_are_seen() -> None:
+    assert Visibility((4,), head=False).seen([9, 5, 1]) == [1]
+    assert Visibility((), [(3, 7)], head=False).seen([9, 5, 1]) == []
+
+
 def test_a_kept_version_sees_the_newest_row_at_or_below_it() -> None:
     assert Visibility((4,)).seen([9, 5, 1]) == [9, 1]
     assert Visibility((5, 8)).seen([9, 5, 1]) == [9, 5]

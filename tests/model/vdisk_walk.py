@@ -20,6 +20,7 @@ from metadata.ids import VdiskId
 from replication import head_read, head_write
 from replication.checkpoint import checkpoint
 from replication.cloning import copy_range
+from replication.collector import Collector
 from replication.commit import begin_nowait
 from replication.head import Head
 from replication.mapping import map_range
@@ -288,6 +289,10 @@ class Walk:
         await checkpoint(self.head(vdisk))
         return "checkpoint"
 
+    async def collect(self, _: int) -> str:
+        done = await Collector(self.vdisks).collect(lambda _: None)
+        return f"collect {done}"
+
     async def shrink_caches(self, _: int) -> str:
         self.vdisks.workspace.row_cache.shrink(0)
         self.vdisks.workspace.segment_cache.shrink(0)
@@ -367,7 +372,7 @@ class Walk:
     @property
     def operations(self) -> list[Operation]:
         rare = [self.create, self.rest, self.drop, self.write_checkpoint, self.map, self.hold_commit]
-        return [*self.data_operations * 2, *rare, *[self.arm] * 3]
+        return [*self.data_operations * 2, *rare, self.collect, *[self.arm] * 3]
 
     async def steps(self, count: int, operations: list[Operation]) -> None:
         for _ in range(count):

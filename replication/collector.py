@@ -1,0 +1,220 @@
+"""Collection: space that no kept version reaches comes back. Mark and sweep, vdisk by vdisk, beside running guests.
+
+    mark      rows that nobody sees are pruned, the blocks that the others name counted by group     (marking.py)
+    settle    no index and no checkpoint from the past can come to need what goes now              (log_floor.py)
+    sweep     a second look, at every row in the index and in memory, after all reads that had begun before it have
+              ended; groups that still nothing names are deleted, their checksums forgotten
+
+What a crash leaves of a deleted vdisk goes too: directories that the catalog does not know.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from metadata.catalog import NEXT_ID_KEY, VDISK_PREFIX, decode_value, id_in_key
+from metadata.errors import IndexDamaged, NotOwner, VdiskfsError
+from metadata.ids import VdiskId, is_compacted
+from metadata.liveness import GroupUse, live_blocks
+from metadata.units import BLOCK_BYTES
+from replication.commit import flush
+from replication.head import Head
+from replication.log_floor import settle
+from replication.marking import mark, mark_stored
+from replication.ownership import read_facts
+from replication.pacing import Pace
+from replication.pool_directory import DirectoryPool
+from replication.vdisks import Vdisks
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[Mapping[str, object]], None]
+
+
+@dataclass(slots=True)
+class Sums:
+    """What a collection found and did; bytes are those on the pool's disk."""
+
+    vdisks: int = 0
+    pool_bytes: int = 0
+    """Before it."""
+    live_bytes: int = 0
+    garbage_bytes: int = 0
+    """In groups that are closed."""
+    deleted_groups: int = 0
+    freed_bytes: int = 0
+    pruned_rows: int = 0
+    failed: int = 0
+    """Vdisks that could not be collected; the log says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """The groups of a vdisk."""
+
+    occupied: dict[int, int]
+    """Bytes by group."""
+    first_open: int
+    """The log from here on is not collected."""
+
+    def is_closed(self, group: int) -> bool:
+        return is_compacted(group) or group < self.first_open
+
+    def uses(self, live: Mapping[int, int]) -> list[GroupUse]:
+        """The closed groups."""
+        return [
+            GroupUse(group, size, live.get(group, 0))
+            for group, size in self.occupied.items()
+            if self.is_closed(group)
+        ]
+
+
+class Collector:
+    """One to a daemon. Its callers may be many: one at a time works on a vdisk."""
+
+    def __init__(self, vdisks: Vdisks) -> None:
+        self._vdisks = vdisks
+        self._space = vdisks.workspace
+
+    async def collect(
+        self,
+        progress: Progress,
+        *,
+        dry_run: bool = False,
+        vdisks: Sequence[int] | None = None,
+        share: float = 1.0,
+    ) -> dict[str, int]:
+        """Collects these vdisks, or all; returns the sums.
+
+        Args:
+            progress: told of vdisks and bytes.
+            dry_run: only count what would be done.
+            vdisks: ids; None: all, and what is left of deleted ones.
+            share: of the time that the work may take.
+        """
+        pace, sums = Pace(self._space, share), Sums()
+        found = await self._space.wait_for(self._space.pool.vdisks)
+        known, ids_end = await self._known()  # after the look at the pool: what it lacks was deleted before
+        wanted = [vdisk for vdisk in found if vdisk in known] if vdisks is None else list(vdisks)
+        strays = (
+            [vdisk for vdisk in found if vdisk not in known and vdisk < ids_end] if vdisks is None else []
+        )
+        sizes = {vdisk: await self._bytes_of(vdisk) for vdisk in (*wanted, *strays)}
+        done, total = 0, sum(sizes.values())
+        for number, vdisk in enumerate((*wanted, *strays)):
+            progress({"done": done, "total": total, "vdisks": number, "of": len(sizes)})
+            sums.vdisks += 1
+            sums.pool_bytes += sizes[vdisk]
+            if vdisk in strays:
+                await self._remove_stray(vdisk, sums, size=sizes[vdisk], dry_run=dry_run)
+            else:
+                await self._guarded(vdisk, sums, pace, dry_run=dry_run)
+            done += sizes[vdisk]
+        progress({"done": done, "total": total, "vdisks": len(sizes), "of": len(sizes)})
+        return asdict(sums)
+
+    async def _known(self) -> tuple[set[int], int]:
+        """The catalog's vdisks; and the first id it has not given out: a later one is of a newer catalog than this."""
+        numbers, _ = await self._space.catalog.read(NEXT_ID_KEY)
+        end = decode_value(NEXT_ID_KEY, numbers[0].value) if numbers else 0
+        rows, _ = await self._space.catalog.read(VDISK_PREFIX)
+        return {id_in_key(row.key, VDISK_PREFIX) for row in rows}, end if isinstance(end, int) else 0
+
+    async def _bytes_of(self, vdisk: int) -> int:
+        return sum((await self._space.wait_for(lambda: _occupied(self._space.pool, vdisk))).values())
+
+    async def _remove_stray(self, vdisk: int, sums: Sums, *, size: int, dry_run: bool) -> None:
+        sums.garbage_bytes += size
+        if dry_run or vdisk in self._vdisks.heads:
+            return
+        log.info("removing what is left of a deleted vdisk vdisk=%d bytes=%d", vdisk, size)
+        await self._space.wait_for(lambda: self._space.index.forget(vdisk))
+        await self._space.wait_for(lambda: self._space.pool.remove_vdisk(vdisk))
+        sums.freed_bytes += size
+
+    async def _guarded(self, vdisk: int, sums: Sums, pace: Pace, *, dry_run: bool) -> None:
+        """One vdisk that cannot be collected does not stop the others."""
+        try:
+            if len(await self._space.wait_for(lambda: self._space.pool.groups(vdisk))) < 2:
+                return  # the open group of the log
+            async with self._vdisks.using(VdiskId(vdisk)) as head, head.layout_lock:
+                await _Collection(self._vdisks, head, pace, sums=sums).run(dry_run=dry_run)
+        except IndexDamaged as exc:
+            self._vdisks.start_over(exc)
+        except VdiskfsError as exc:
+            if vdisk in (await self._known())[0]:  # else it was deleted meanwhile
+                sums.failed += 1
+                log.warning("a vdisk is not collected: %s vdisk=%d", exc, vdisk)
+
+
+class _Collection:
+    """The collection of one vdisk, whose ``layout_lock`` is held."""
+
+    def __init__(self, vdisks: Vdisks, head: Head, pace: Pace, *, sums: Sums) -> None:
+        self._vdisks, self._head, self._pace, self._sums = vdisks, head, pace, sums
+        self._space, self._vdisk = vdisks.workspace, head.vdisk
+
+    async def run(self, *, dry_run: bool) -> None:
+        """Mark, and unless ``dry_run``, settle and sweep."""
+        await flush(self._head)
+        survey = await self._survey()
+        found = await mark(self._vdisks, self._vdisk, self._pace, prune=not dry_run)
+        uses = survey.uses(found.live)
+        self._sums.live_bytes += live_blocks(found.live) * BLOCK_BYTES
+        self._sums.garbage_bytes += sum(use.garbage_bytes for use in uses)
+        self._sums.pruned_rows += found.pruned
+        if dry_run:
+            return
+        dead = [use.group for use in uses if not use.live_blocks]
+        if dead:
+            await self._sweep(dead, survey)
+        await self._forget_segments({use.group for use in uses if use.live_blocks})
+
+    async def _survey(self) -> _Survey:
+        def look() -> _Survey:
+            state = self._space.index.state(self._vdisk)
+            return _Survey(
+                _occupied(self._space.pool, self._vdisk), state.record_place >> 16 if state is not None else 0
+            )
+
+        return await self._space.wait_for(look)
+
+    async def _sweep(self, dead: list[int], survey: _Survey) -> None:
+        settled = await settle(self._head)
+        await self._space.moves.wait_past()
+        named = (await mark_stored(self._vdisks, self._vdisk, self._pace)).live
+        doomed = {group for group in dead if settled.may_delete(group) and not named[group]}
+        doomed -= await self._space.moves.still_named(self._vdisk, doomed)
+        facts = await read_facts(self._space.catalog, self._vdisk)
+        if facts.node != self._space.node or facts.floor != settled.floor:
+            raise NotOwner(f"somebody else collects this vdisk vdisk={self._vdisk} node={facts.node}")
+        for group in sorted(doomed):
+            await self._delete(group, survey.occupied[group])
+
+    async def _delete(self, group: int, occupied_bytes: int) -> None:
+        pool, vdisk = self._space.pool, self._vdisk
+        if self._head.gone or not pool.forget_group(vdisk, group):
+            return
+        await self._space.wait_for(lambda: pool.remove_group(vdisk, group))
+        self._head.groups.files.pop(group, None)
+        self._sums.deleted_groups += 1
+        self._sums.freed_bytes += occupied_bytes
+
+    async def _forget_segments(self, live: set[int]) -> None:
+        """Checksums of groups that are gone; not of one that is missing though rows name it."""
+        index, pool, vdisk = self._space.index, self._space.pool, self._vdisk
+
+        def forget() -> None:
+            there = set(pool.groups(vdisk))
+            for group in index.segment_groups(vdisk):
+                if group not in there and group not in live:
+                    index.drop_segments(vdisk, group)
+
+        async with self._head.commit_pause():
+            if not self._head.gone:
+                await self._space.wait_for(forget)
+
+
+def _occupied(pool: DirectoryPool, vdisk: int) -> dict[int, int]:
+    """Thread: bytes on the pool's disk by group."""
+    return {group: pool.group_bytes(vdisk, group) for group in pool.groups(vdisk)}
