@@ -13,6 +13,7 @@ from fusefs.control import Progress, Verb
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
 from fusefs.resolution import PathResolver, flag_in, path_in, text_in
+from metadata.catalog import SYNTHETIC_IDS_FROM
 from metadata.errors import Exists, InvalidRequest, NotFound
 from metadata.ids import VdiskId
 from metadata.namespace import Kind
@@ -152,11 +153,14 @@ class SnapshotVerbs:
     async def _remove(self, arguments: dict[str, Any], _: Progress) -> object:
         vdisk, name = self._named(arguments)
         await self._snapshots.remove(vdisk, name)
+        await self._notifications.forget_entry(SYNTHETIC_IDS_FROM | vdisk, name.encode())
         return {}
 
     async def _rename(self, arguments: dict[str, Any], _: Progress) -> object:
         vdisk, name = self._named(arguments)
-        return self._facts(await self._snapshots.rename(vdisk, name, text_in(arguments, "new_name")))
+        renamed = await self._snapshots.rename(vdisk, name, text_in(arguments, "new_name"))
+        await self._notifications.forget_entry(SYNTHETIC_IDS_FROM | vdisk, name.encode())
+        return self._facts(renamed)
 
     async def _protect(self, arguments: dict[str, Any], _: Progress) -> object:
         vdisk, name = self._named(arguments)

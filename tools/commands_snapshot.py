@@ -36,13 +36,13 @@ def list_snapshots(arguments: argparse.Namespace) -> int:
         print_json(answer)
     elif answer["snapshots"]:
         columns = ("SNAPSHOT", "VERSION", "SIZE", "ALLOCATED", "CLONES", "OPEN", "PROTECTED", "CREATED")
-        print_table(columns, [_row(snapshot) for snapshot in answer["snapshots"]])
+        print_table(columns, [_row(located, snapshot) for snapshot in answer["snapshots"]])
     return 0
 
 
-def _row(snapshot: Mapping[str, Any]) -> list[str]:
+def _row(located: Located, snapshot: Mapping[str, Any]) -> list[str]:
     return [
-        f"{str(snapshot['path']).removeprefix('/')}@{snapshot['name']}",
+        f"{located.shown(snapshot['path'])}@{snapshot['name']}",
         str(snapshot["version"]),
         format_size(snapshot["size"]),
         format_size(snapshot["own_bytes"]),
@@ -69,7 +69,7 @@ def rollback(arguments: argparse.Namespace) -> int:
     """Make a snapshot's content the newest; what was there is kept as a snapshot."""
     ((located, name),) = _named([arguments.name])
     answer = ask(located, "snap_rollback", {"name": name})
-    kept = f"{located.path}@{answer['kept']['name']}"
+    kept = f"{located.shown(answer['path'])}@{answer['kept']['name']}"
     return _done(arguments, answer, f"rolled back; what was there before is kept as {kept}")
 
 

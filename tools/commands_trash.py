@@ -16,23 +16,24 @@ from tools.sizes import format_size
 
 def list_trash(arguments: argparse.Namespace) -> int:
     """List deleted vdisks that can be restored, oldest first."""
-    answer = ask(locate_mount(arguments.path), "trash_ls", {})
+    located = locate_mount(arguments.path)
+    answer = ask(located, "trash_ls", {})
     if arguments.json:
         print_json(answer)
         return 0
     if answer["entries"]:
         columns = ("PATH", "ID", "SIZE", "ALLOCATED", "SNAPSHOTS", "DELETED", "PURGED IN")
-        print_table(columns, [_row(entry) for entry in answer["entries"]])
+        print_table(columns, [_row(located, entry) for entry in answer["entries"]])
     elif not answer["keep_s"]:
         sys.stdout.write("this pool has no trash: it was formatted with --trash 0\n")
     return 0
 
 
-def _row(entry: Mapping[str, Any]) -> list[str]:
+def _row(located: Located, entry: Mapping[str, Any]) -> list[str]:
     sizes = [format_size(entry[key]) if entry[key] is not None else "?" for key in ("size", "own_bytes")]
     left_s = (entry["until_ns"] - time.time_ns()) / 1e9
     numbers = [str(entry["id"]), *sizes, str(entry["snapshots"])]
-    return [str(entry["path"]), *numbers, format_time(entry["deleted_ns"]), format_duration(left_s)]
+    return [located.shown(entry["path"]), *numbers, format_time(entry["deleted_ns"]), format_duration(left_s)]
 
 
 def restore(arguments: argparse.Namespace) -> int:
@@ -47,7 +48,7 @@ def restore(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(answer)
     else:
-        sys.stdout.write(printable(f"restored {located.entry.mountpoint}{answer['path']}") + "\n")
+        sys.stdout.write(printable(f"restored {located.shown(answer['path'])}") + "\n")
     return 0
 
 

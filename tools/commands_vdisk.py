@@ -83,12 +83,11 @@ def remove(arguments: argparse.Namespace) -> int:
 
 
 def _named_to_delete(path: str) -> Located:
-    if path.endswith("@") or not os.path.lexists(path):
-        located, name = locate_snapshot(path)
-        if name is not None:
-            raise InvalidRequest(f"{path} is a snapshot: 'vdiskfs snap rm' deletes it")
+    located, name = locate_snapshot(path)
+    if name is not None:
+        raise InvalidRequest(f"{path} is a snapshot: 'vdiskfs snap rm' deletes it")
+    if not os.path.lexists(located.path):
         raise NotFound(f"{path} does not exist")
-    located = locate(path)
     if not located.inner or stat.S_ISDIR(os.lstat(located.path).st_mode):
         raise InvalidRequest(f"{path} is a directory: rm deletes vdisks, rmdir empty directories")
     return located

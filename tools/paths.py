@@ -23,6 +23,15 @@ class Located:
     entry: MountEntry
     record: MountRecord | None
 
+    def shown(self, path: str) -> str:
+        """A path from this mount's root as one would type it here: relative if that does not lead up."""
+        whole = self.entry.mountpoint.rstrip("/") + path
+        try:
+            relative = os.path.relpath(whole)
+        except OSError:  # the working directory is gone, or its mount
+            return whole
+        return whole if relative.startswith("..") else relative
+
     def root(self) -> "Located":
         """The mountpoint it lies under."""
         return Located(self.entry.mountpoint, "", self.entry, self.record)

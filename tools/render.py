@@ -56,6 +56,8 @@ def readable(key: str, value: object) -> str:
     """A JSON value as text; the unit is the end of its key."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{name}={readable(name, inner)}" for name, inner in value.items()) or "-"
     if isinstance(value, list | tuple):

@@ -10,7 +10,7 @@ import pytest
 
 from fusefs.resolution import PathResolver
 from fusefs.snapshot_verbs import SnapshotVerbs
-from metadata.catalog import ROOT_ID, decode_value, vdisk_key
+from metadata.catalog import ROOT_ID, SYNTHETIC_IDS_FROM, decode_value, vdisk_key
 from metadata.errors import Exists, InvalidRequest, NotFound, VdiskfsError
 from metadata.ids import PARENT
 from replication.vdisks import VdiskStat
@@ -145,6 +145,8 @@ def test_a_snapshot_is_described_renamed_protected_and_removed() -> None:
         async with failing(InvalidRequest, "neither true nor false"):
             await asked.ask("snap_protect", path="a", name="two", protected="yes")
         await asked.ask("snap_rm", path="a", name="two")
+        inside = SYNTHETIC_IDS_FROM | disk
+        assert asked.kernel.forgotten == [(inside, b"one"), (inside, b"two")]
         for verb in ("snap_info", "snap_rm", "snap_protect", "snap_rename"):
             async with failing(NotFound, "no snapshot"):
                 await asked.ask(verb, path="a", name="two", new_name="x", protected=True)

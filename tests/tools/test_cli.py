@@ -264,6 +264,18 @@ def test_half_a_snapshot_s_name_is_refused(path: str, tmp_path: pathlib.Path) ->
         locate_snapshot(f"{tmp_path}/{path}")
 
 
+def test_paths_are_shown_as_one_would_type_them(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_pretended_mount(tmp_path, monkeypatch)
+    (tmp_path / "dir").mkdir()
+    located = locate(str(tmp_path))
+    monkeypatch.chdir(tmp_path / "dir")
+    assert (located.shown("/dir/a"), located.shown("/b")) == ("a", f"{tmp_path}/b")
+    monkeypatch.chdir(tmp_path)
+    assert located.shown("/dir/a") == "dir/a"
+
+
 def on_a_pretended_mount(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = MountEntry(str(folder), "fuse.vdiskfs", "/pool", 99, 0)
     monkeypatch.setattr("fusefs.mount_table.read_mounts", lambda: [entry])
