@@ -8,7 +8,6 @@ files of this machine into the vdisk, so it is only read when its format was giv
 """
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -24,6 +23,7 @@ from typing import Any
 
 from metadata.errors import Corrupt, Exists, InvalidRequest, NotFound, Unavailable
 from metadata.units import VDISK_BYTES_MAX
+from tools.file_calls import rename_new, sync
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -63,8 +63,6 @@ _IMAGES = {
     b"QED\x00": "qed",
 }
 _PERCENT = re.compile(rb"\(\s*(\d+(?:\.\d+)?)/100%\)")
-_RENAME_NOREPLACE = 1
-_AT_FDCWD = -100
 COMPLAINT_BYTES_MAX = 1 << 16
 
 
@@ -241,42 +239,15 @@ def _growing_into_place(target: str) -> Iterator[str]:
     os.close(file)
     try:
         yield temporary
-        _sync(temporary)
-        _rename_new(temporary, target)
+        sync(temporary)
+        rename_new(temporary, target)
     except BaseException as problem:
         if isinstance(problem, OSError) and not problem.filename:
             problem.filename = target
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync(folder)
-
-
-def _sync(path: str) -> None:
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _rename_new(source: str, target: str) -> None:
-    """Rename, replacing nothing.
-
-    Raises:
-        Exists: somebody made ``target`` meanwhile.
-        OSError: it cannot be renamed, a name too long for instance.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    paths = (os.fsencode(source), os.fsencode(target))
-    if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) == 0:
-        return
-    number = ctypes.get_errno()
-    if number == errno.EEXIST:
-        raise Exists(f"{target} exists: choose another name, or delete it first")
-    if number not in (errno.EINVAL, errno.ENOSYS):
-        raise OSError(number, os.strerror(number), target)
-    os.rename(source, target)  # a filesystem without that flag, checked before as well as can be
+    sync(folder)
 
 
 def _copy_sparse(source: str, target: str, *, size: int, progress: Progress) -> None:
