@@ -206,43 +206,27 @@ class Index:
             cursor.seek(row_key(vdisk, vblock + 1, _U64_MAX))
 
     def row_pairs(
-        self, vdisk: int, versions: tuple[int, int], *, first_vblock: int = 0, end_vblock: int = _U64_MAX
+        self,
+        vdisk: int,
+        versions: tuple[int, int],
+        *,
+        first_vblock: int = 0,
+        end_vblock: int = _U64_MAX,
+        rollbacks: Rollbacks = (),
     ) -> Iterator[tuple[int, bytes | None, bytes | None]]:
-        """The vblocks whose rows are not the same at two versions: (vblock, older row, newer row), as stored.
+        """The vblocks whose rows are not the same at two versions: (vblock, row at the one, at the other), as stored.
 
-        Steps from row to row and seeks only over further generations: 4 us a vblock.
+        Where no rollback is in the way it steps from row to row and seeks only over further generations: 4 us a vblock.
         """
-        oldest, newest = _inverted(min(versions)), _inverted(max(versions))
-        prefix = row_key(vdisk, 0, 0)[:9]
+        one, other = (visible_spans(version, rollbacks) for version in versions)
         cursor = self._db.iter()
-        cursor.seek(row_key(vdisk, first_vblock, max(versions)))
-        swapped = versions[0] > versions[1]
-        while _is_valid(cursor):
-            key = cursor.key()
-            if key[:9] != prefix or len(key) != _ROW_KEY.size:
-                return
-            stem, generation = key[:17], key[17:]
-            vblock = int.from_bytes(stem[9:], "big")
-            if vblock >= end_vblock:
-                return
-            if generation < newest:
-                cursor.seek(stem + newest)
-                continue
-            if generation < oldest:
-                newer, older = cursor.value(), None
-                cursor.next()
-                key = cursor.key() if _is_valid(cursor) else b""
-                if key[:17] == stem and key[17:] < oldest:
-                    cursor.seek(stem + oldest)
-                    key = cursor.key() if _is_valid(cursor) else b""
-                if key[:17] == stem:
-                    older = cursor.value()
-                yield (vblock, newer, older) if swapped else (vblock, older, newer)
-                if key[:17] != stem:
-                    continue
-            cursor.next()
-            if _is_valid(cursor) and cursor.key()[:17] == stem:
-                cursor.seek(stem + b"\xff" * 9)
+        cursor.seek(row_key(vdisk, first_vblock, _U64_MAX))
+        if len(one) > 1 or len(other) > 1:
+            return _pairs_by_spans(cursor, vdisk, end_vblock, spans=(one, other))
+        pairs = _pairs_in_steps(cursor, vdisk, end_vblock, versions=(min(versions), max(versions)))
+        if versions[0] <= versions[1]:
+            return pairs
+        return ((vblock, newer, older) for vblock, older, newer in pairs)
 
     def vblocks(self, vdisk: int, first: int, end: int) -> list[int]:
         """Numbers of the vblocks in [first, end) that have a row of any generation."""
@@ -463,11 +447,6 @@ def _is_valid(cursor: RdictIter) -> bool:
     return False
 
 
-def _inverted(generation: int) -> bytes:
-    """The end of a row's key."""
-    return (_U64_MAX - generation).to_bytes(8, "big")
-
-
 def _seek_row(cursor: RdictIter, prefix: bytes, spans: Spans) -> bytes | None:
     """The newest row of these generations of the vblock whose keys begin so."""
     generation = _U64_MAX + 1  # not yet looked
@@ -484,6 +463,55 @@ def _seek_row(cursor: RdictIter, prefix: bytes, spans: Spans) -> bytes | None:
             value: bytes = cursor.value()
             return value
     return None
+
+
+def _pairs_in_steps(
+    cursor: RdictIter, vdisk: int, end_vblock: int, *, versions: tuple[int, int]
+) -> Iterator[tuple[int, bytes | None, bytes | None]]:
+    """Rows that differ at two versions, the older one first, of which each sees all generations up to its own."""
+    oldest, newest = (_GENERATION.pack(_U64_MAX - version) for version in versions)
+    prefix = row_key(vdisk, 0, 0)[:9]
+    while _is_valid(cursor):
+        key = cursor.key()
+        if key[:9] != prefix or len(key) != _ROW_KEY.size:
+            return
+        stem, generation = key[:17], key[17:]
+        vblock = int.from_bytes(stem[9:], "big")
+        if vblock >= end_vblock:
+            return
+        if generation < newest:
+            cursor.seek(stem + newest)
+            continue
+        if generation < oldest:
+            newer, older = cursor.value(), None
+            cursor.next()
+            key = cursor.key() if _is_valid(cursor) else b""
+            if key[:17] == stem and key[17:] < oldest:
+                cursor.seek(stem + oldest)
+                key = cursor.key() if _is_valid(cursor) else b""
+            if key[:17] == stem:
+                older = cursor.value()
+            yield vblock, older, newer
+            if key[:17] != stem:
+                continue
+        cursor.next()
+        if _is_valid(cursor) and cursor.key()[:17] == stem:
+            cursor.seek(stem + b"\xff" * 9)
+
+
+def _pairs_by_spans(
+    cursor: RdictIter, vdisk: int, end_vblock: int, *, spans: tuple[Spans, Spans]
+) -> Iterator[tuple[int, bytes | None, bytes | None]]:
+    """The same for versions that rollbacks hide rows from."""
+    while _is_valid(cursor):
+        key = bytes(cursor.key())
+        kind, owner, vblock, _ = _parse_row_key(key)
+        if kind != b"m" or owner != vdisk or vblock >= end_vblock:
+            return
+        one, other = (_seek_row(cursor, key[:17], seen) for seen in spans)
+        if one != other:
+            yield vblock, one, other
+        cursor.seek(row_key(vdisk, vblock + 1, _U64_MAX))
 
 
 def _parse_row_key(key: bytes) -> tuple[bytes, int, int, int]:

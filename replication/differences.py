@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
 
+from metadata.descent import Rollbacks
 from metadata.differences import ChangedRange, ChangedRun, changed_runs, compared_runs, first_common, join
 from metadata.errors import InvalidRequest
 from metadata.ids import HOLE, PARENT
@@ -34,6 +35,7 @@ class Ancestor:
     version: int
     absent: int
     overlap: int
+    rollbacks: Rollbacks = ()
 
     def reach(self) -> int:
         """How many bytes of its parent show through where it has no row."""
@@ -113,7 +115,9 @@ class Differences:
         if older is None or newer is None or older.version == newer.version:
             return iter(())
         versions = (older.version, newer.version)
-        return self._index.row_pairs(newer.vdisk, versions, first_vblock=first, end_vblock=end)
+        return self._index.row_pairs(
+            newer.vdisk, versions, first_vblock=first, end_vblock=end, rollbacks=newer.rollbacks
+        )
 
     def _line_ends(self) -> tuple[Ancestor | None, Ancestor | None]:
         at_older, at_newer = self._meet
@@ -144,7 +148,7 @@ class Differences:
         """Where each block of a vblock lies, through all generations: HOLE, or the place and whose it is."""
         places, unresolved = [HOLE] * VBLOCK_BLOCKS, list(range(VBLOCK_BLOCKS))
         for ancestor in side.line:
-            row = self._index.row_at(ancestor.vdisk, vblock, ancestor.version)
+            row = self._index.row_at(ancestor.vdisk, vblock, ancestor.version, rollbacks=ancestor.rollbacks)
             if row is None:
                 row = absent_row(vblock, absent=ancestor.absent, overlap=ancestor.overlap)
             owner = ancestor.vdisk << _PLACE_BITS

@@ -39,7 +39,7 @@ def every_block(index: Index, side: Side) -> list[tuple[int, int]]:
     for block_no in range(SIZE // BLOCK_BYTES):
         answer = (0, HOLE)
         for ancestor in side.line:
-            row = index.row_at(ancestor.vdisk, block_no >> 8, ancestor.version)
+            row = index.row_at(ancestor.vdisk, block_no >> 8, ancestor.version, rollbacks=ancestor.rollbacks)
             if row is None:
                 row = absent_row(block_no >> 8, absent=ancestor.absent, overlap=ancestor.overlap)
             place = row[block_no & 255]
@@ -84,6 +84,12 @@ class Family:
         self.lines: dict[int, tuple[Ancestor, ...]] = {}
         """What a vdisk inherits from."""
         self.absents = {1: HOLE}
+        self.rollbacks = {
+            vdisk: tuple(sorted({at: (self.chance.randrange(at), at) for at in (4, 7)}.values()))
+            if self.chance.random() < 0.5
+            else ()
+            for vdisk in range(1, 5)
+        }
         self._places = iter(range(PLACE, PLACE << 1))
         for vdisk in range(1, 5):
             parent = self.side(self.chance.randrange(1, vdisk)) if vdisk > 1 else None
@@ -108,7 +114,9 @@ class Family:
 
     def side(self, vdisk: int) -> Side:
         overlap = self.chance.choice([SIZE, SIZE // 2 + 3 * BLOCK_BYTES, 0])
-        own = Ancestor(vdisk, self.chance.randrange(0, 10), self.absents[vdisk], overlap)
+        own = Ancestor(
+            vdisk, self.chance.randrange(0, 10), self.absents[vdisk], overlap, self.rollbacks[vdisk]
+        )
         return Side(self.chance.choice([SIZE, SIZE - 9 * BLOCK_BYTES]), (own, *self.lines[vdisk]))
 
 
