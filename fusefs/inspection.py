@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import trio
 
 from fusefs.control import Progress, Verb
-from fusefs.resolution import KINDS, PathResolver, number_in, path_in
+from fusefs.resolution import KINDS, PathResolver, number_in, path_in, text_in
 from metadata.catalog import ROOT_ID
 from metadata.errors import NotFound, VdiskfsError
 from metadata.ids import VdiskId
@@ -41,13 +41,25 @@ class VdiskStat(Protocol):
     def version(self) -> int: ...
 
 
+class SnapshotFacts(Protocol):
+    """What a snapshot is."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def version(self) -> int: ...
+
+
 class InspectedVdisks(Protocol):
     """What is asked of the vdisks (``replication.vdisks``, and a double in the tests)."""
 
     def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None: ...
     async def stat(self, vdisk: VdiskId) -> VdiskStat: ...
     async def describe(self, vdisk: VdiskId) -> dict[str, Any]: ...
-    async def map(self, vdisk: VdiskId, offset: int, length: int) -> list[dict[str, Any]]: ...
+    async def map(
+        self, vdisk: VdiskId, offset: int, length: int, *, snapshot: str | None
+    ) -> list[dict[str, Any]]: ...
+    def snapshot(self, vdisk: VdiskId, name: str) -> SnapshotFacts: ...
 
 
 class Inspection:
@@ -124,21 +136,23 @@ class Inspection:
         return {"path": self._paths.path_of(inode), "entries": entries, "total": total}
 
     async def _map(self, arguments: dict[str, Any], _: Progress) -> object:
-        """Where a stretch of a vdisk lies; ``next_offset`` is set if the answer stops before its end."""
+        """Where a stretch of a vdisk, or of its snapshot ``name``, lies; ``next_offset``: where the answer stops."""
         vdisk = self._paths.vdisk(path_in(arguments))
-        stat = await self._vdisks.stat(vdisk)
+        name = None if arguments.get("name") is None else text_in(arguments, "name")
+        stat = await self._vdisks.stat(vdisk) if name is None else self._vdisks.snapshot(vdisk, name)
         offset = number_in(arguments, "offset", 0)
         end = min(offset + number_in(arguments, "length", stat.size), stat.size)
         extents: list[dict[str, Any]] = []
         while offset < end and len(extents) < MAP_PAGE:
             step = min(MAP_STEP_BYTES, end - offset)
-            for extent in await self._vdisks.map(vdisk, offset, step):
+            for extent in await self._vdisks.map(vdisk, offset, step, snapshot=name):
                 if not _lengthen(extents, extent):
                     extents.append(extent)
             offset += step
             await trio.lowlevel.checkpoint()
         return {
             "vdisk": vdisk,
+            "name": name,
             "version": stat.version,
             "size": stat.size,
             "extents": extents,

@@ -27,6 +27,7 @@ import trio
 from fusefs.channel import Channel
 from fusefs.control import ControlServer, Progress, Verb
 from fusefs.data_requests import DataRequests
+from fusefs.difference_verbs import DifferenceVerbs
 from fusefs.handover import report_error, report_progress, report_ready
 from fusefs.inspection import Inspection
 from fusefs.namespace_store import NamespaceStore
@@ -44,8 +45,10 @@ from metadata.ids import VdiskId
 from metadata.index import Index
 from metadata.namespace_plans import Attributes, plan_setattr
 from replication import scrub as scrubbing
+from replication.comparing import compare
 from replication.journal import Journal
 from replication.mapping import describe, map_range
+from replication.pictures import picture
 from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, DirectoryPool, open_pool, write_durably
 from replication.snapshots import Snapshots
 from replication.usage import count_usage
@@ -115,13 +118,15 @@ class _Inspected:
 
     def __init__(self, vdisks: Vdisks) -> None:
         self._vdisks = vdisks
-        self.stat_nowait, self.stat = vdisks.stat_nowait, vdisks.stat
+        self.stat_nowait, self.stat, self.snapshot = vdisks.stat_nowait, vdisks.stat, vdisks.family.snapshot
 
     async def describe(self, vdisk: VdiskId) -> dict[str, Any]:
         return await describe(self._vdisks, vdisk)
 
-    async def map(self, vdisk: VdiskId, offset: int, length: int) -> list[dict[str, Any]]:
-        return await map_range(self._vdisks, vdisk, offset, length)
+    async def map(
+        self, vdisk: VdiskId, offset: int, length: int, *, snapshot: str | None
+    ) -> list[dict[str, Any]]:
+        return await map_range(self._vdisks, vdisk, offset, length, snapshot=snapshot)
 
 
 def _open_index(path: str) -> Index:
@@ -287,7 +292,14 @@ def _snapshot_verbs(
     )
     usage = functools.partial(count_usage, vdisks)
     tree = TreeVerb(store.namespace, vdisks, vdisks.family, paths=paths, usage=usage)
-    return {**snapshots.verbs(), **tree.verbs()}
+    differences = DifferenceVerbs(
+        vdisks,
+        paths,
+        compare=functools.partial(compare, vdisks),
+        picture=functools.partial(picture, vdisks),
+        write_back=notifications.write_back,
+    )
+    return {**snapshots.verbs(), **tree.verbs(), **differences.verbs()}
 
 
 def _prepare_process() -> None:

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-from metadata.ids import COMPACTED_FROM, POSITION_MASK, epoch_of, is_compacted, number_of
+from metadata.ids import COMPACTED_FROM, POSITION_MASK, VdiskId, epoch_of, is_compacted, number_of
 from metadata.units import BLOCK_BYTES
-from replication.head import Head
 from replication.head_read import Run, fetch_missing, load_rows, plan_runs
+from replication.reader import Reader
 from replication.vdisks import Vdisks
+from replication.view import View
 
 _VBLOCKS_AT_ONCE = 64
 
@@ -43,12 +44,31 @@ async def describe(vdisks: Vdisks, vdisk: int) -> dict[str, Any]:
     }
 
 
-async def map_range(vdisks: Vdisks, vdisk: int, offset: int, length: int) -> list[dict[str, Any]]:
-    """Stretches of [offset, offset + length) as far as the vdisk goes, in order, JSON-ready.
+async def map_range(
+    vdisks: Vdisks, vdisk: VdiskId, offset: int, length: int, *, snapshot: str | None = None
+) -> list[dict[str, Any]]:
+    """Stretches of [offset, offset + length) as far as the vdisk, or its snapshot, goes, in order, JSON-ready.
 
-    ``position`` counts blocks in the group; ``checksum`` is the first block's; ``kind`` is data, parent or hole.
+    ``kind`` is data, parent or hole; ``vdisk`` and ``version`` say whose block it is and at which version it is read;
+    ``position`` counts blocks in the group; ``checksum`` is the first block's.
+
+    Raises:
+        NotFound: no such vdisk or snapshot.
+        Corrupt, Unavailable: its log cannot be read.
     """
-    head = await vdisks.head(vdisk)  # type: ignore[arg-type]
+    if snapshot is None:
+        head = await vdisks.head(vdisk)
+        return await _map(head, offset, length, version=head.log.version)
+    number = await vdisks.open_version(vdisks.family.snapshot(vdisk, snapshot).id)
+    try:
+        view = await vdisks.reader_of(number)
+        assert isinstance(view, View)
+        return await _map(view, offset, length, version=view.version)
+    finally:
+        vdisks.close(number)
+
+
+async def _map(head: Reader, offset: int, length: int, *, version: int) -> list[dict[str, Any]]:
     end = min(offset + length, head.size)
     if end <= offset:
         return []
@@ -56,10 +76,10 @@ async def map_range(vdisks: Vdisks, vdisk: int, offset: int, length: int) -> lis
     extents: list[dict[str, Any]] = []
     while block_no <= last:
         count = min(last + 1, ((block_no >> 8) + _VBLOCKS_AT_ONCE) << 8) - block_no
-        with vdisks.workspace.moves.hold():
+        with head.workspace.moves.hold():
             await load_rows(head, range(block_no >> 8, (block_no + count - 1 >> 8) + 1), parents=True)
             plan = _joined(plan_runs(head, block_no, count))
-            extents += await _extents(head, plan)
+            extents += await _extents(head, plan, version)
         block_no += count
     extents[0]["length"] -= offset - extents[0]["offset"]
     extents[0]["offset"] = offset
@@ -81,8 +101,9 @@ def _joined(plan: list[Run]) -> list[Run]:
     return joined
 
 
-async def _extents(head: Head, plan: list[Run]) -> list[dict[str, Any]]:
+async def _extents(head: Reader, plan: list[Run], version: int) -> list[dict[str, Any]]:
     await fetch_missing(head, [run.groups.missing(run.place, 1) for run in plan if run.groups])
+    versions = {up.groups.vdisk: up.version for up in head.ancestry.generations}
     extents: list[dict[str, Any]] = []
     for run in plan:
         extent: dict[str, Any] = {
@@ -95,6 +116,7 @@ async def _extents(head: Head, plan: list[Run]) -> list[dict[str, Any]]:
             extent |= {
                 "kind": "parent" if run.inherited else "data",
                 "vdisk": run.groups.vdisk,
+                "version": versions[run.groups.vdisk] if run.inherited else version,
                 "group": group_name(run.place >> 16),
                 "position": run.place & POSITION_MASK,
                 "checksum": f"{checksums[0]:08x}" if checksums else None,

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from metadata.errors import InvalidRequest, VdiskfsError
 from metadata.units import NAME_BYTES_MAX, TRASH_S_DEFAULT
+from tools.difference_arguments import add_difference_verbs
 from tools.durations import parse_duration
 from tools.sizes import parse_size
 from tools.snapshot_arguments import AddVerb, add_clone_verbs, add_snap_verbs, add_trash_verbs
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_vdisk_verbs(verb)
     _add_reading_verbs(verb)
     add_clone_verbs(verb)
+    add_difference_verbs(verb)
     for name, add, summary in (
         ("snap", add_snap_verbs, "make, list, delete, restore snapshots"),
         ("trash", add_trash_verbs, "list, restore, purge deleted vdisks"),
@@ -192,7 +194,7 @@ def _add_reading_verbs(verb: AddVerb) -> None:
     added = verb("du", "tools.commands_inspect:usage", "show what vdisks occupy in the pool", json=True)
     added.add_argument("path", metavar="PATH", nargs="?", default=".")
     added = verb("map", "tools.commands_inspect:show_map", "show where a vdisk's bytes lie", json=True)
-    added.add_argument("path", metavar="PATH")
+    added.add_argument("path", metavar="PATH[@SNAP]")
     added.add_argument("--offset", type=_size, default=0, metavar="N")
     added.add_argument("--length", type=_size, default=None, metavar="N")
     added = verb("check", "tools.commands_inspect:check", "verify the metadata against the pool", json=True)

@@ -79,8 +79,8 @@ def usage(arguments: argparse.Namespace) -> int:
 
 
 def show_map(arguments: argparse.Namespace) -> int:
-    """Show where a stretch of a vdisk lies in the pool."""
-    located = locate(arguments.path)
+    """Show where a stretch of a vdisk, or of a snapshot, lies in the pool."""
+    located, name = locate_snapshot(arguments.path)
     end = None if arguments.length is None else arguments.offset + arguments.length
     offset: int | None = arguments.offset
     extents: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ def show_map(arguments: argparse.Namespace) -> int:
     for _ in range(PAGES_MAX):
         assert offset is not None
         length = None if end is None else end - offset
-        answer = ask(located, "map", {"offset": offset, "length": length})
+        answer = ask(located, "map", {"name": name, "offset": offset, "length": length})
         extents += answer["extents"]
         offset = answer["next_offset"]
         if offset is None:
@@ -97,21 +97,14 @@ def show_map(arguments: argparse.Namespace) -> int:
         facts = {key: value for key, value in answer.items() if key != "next_offset"}
         print_json({"path": located.path, **facts, "extents": extents})
     else:
-        print_table(
-            ("OFFSET", "LENGTH", "KIND", "POSITION", "FILE"),
-            [
-                [str(extent["offset"]), str(extent["length"]), str(extent["kind"]), *_whereabouts(extent)]
-                for extent in extents
-            ],
-            left=0,
-        )
+        header = ("OFFSET", "LENGTH", "KIND", "VERSION", "GROUP", "POSITION", "CHECKSUM", "FILE")
+        print_table(header, [_extent_row(extent) for extent in extents], left=0)
     return 0
 
 
-def _whereabouts(extent: Mapping[str, Any]) -> list[str]:
-    if extent["kind"] != "data":
-        return ["-", "-"]
-    return [str(extent["position"]), str(extent["file"])]
+def _extent_row(extent: Mapping[str, Any]) -> list[str]:
+    shown = ("offset", "length", "kind", "version", "group", "position", "checksum", "file")
+    return ["-" if extent.get(key) is None else str(extent[key]) for key in shown]
 
 
 def check(arguments: argparse.Namespace) -> int:

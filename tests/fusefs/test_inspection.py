@@ -24,6 +24,7 @@ class CountedVdisks:
     def __init__(self) -> None:
         self.corrupt: set[int] = set()
         self.asked: list[tuple[int, int]] = []
+        self.snapshots: list[str | None] = []
 
     def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None:
         return None if vdisk % 2 or vdisk in self.corrupt else self._stat(vdisk)
@@ -42,9 +43,17 @@ class CountedVdisks:
         stat = await self.stat(vdisk)
         return {"size": stat.size, "mtime_ns": stat.mtime_ns, "groups": 3}
 
-    async def map(self, vdisk: VdiskId, offset: int, length: int) -> list[dict[str, Any]]:
+    def snapshot(self, vdisk: VdiskId, name: str) -> VdiskStat:
+        if name != "then":
+            raise NotFound(name)
+        return VdiskStat(size=5 * MIB, allocated_bytes=0, mtime_ns=0, version=3)
+
+    async def map(
+        self, vdisk: VdiskId, offset: int, length: int, *, snapshot: str | None
+    ) -> list[dict[str, Any]]:
         """Data in the first 64 KiB of every 64 MiB, else holes."""
         self.asked.append((offset, length))
+        self.snapshots.append(snapshot)
         data = min(65536, length)
         found = [{"offset": offset, "length": data, "kind": "data", "group": 1, "position": offset >> 12}]
         if length > data:
@@ -214,6 +223,17 @@ def test_a_long_map_comes_in_pages(asked: Asked, monkeypatch: pytest.MonkeyPatch
         offset = answer["next_offset"]
     assert [extent["offset"] for extent in extents[::2]] == [step * MIB for step in range(16)]
     assert sum(extent["length"] for extent in extents) == 16 * MIB
+
+
+def test_a_snapshot_has_a_map_of_its_own(asked: Asked) -> None:
+    answer = asked.ask("map", "a.img", name="then")
+    assert (answer["vdisk"], answer["name"], answer["version"], answer["size"]) == (16, "then", 3, 5 * MIB)
+    assert sum(extent["length"] for extent in answer["extents"]) == 5 * MIB
+    assert asked.vdisks.snapshots == ["then"]
+    with pytest.raises(NotFound):
+        asked.ask("map", "a.img", name="never")
+    with pytest.raises(InvalidRequest):
+        asked.ask("map", "a.img", name=7)
 
 
 def test_only_vdisks_have_a_map(asked: Asked) -> None:
