@@ -27,8 +27,8 @@ from metadata.errors import InvalidRequest, Unavailable, VdiskfsError
 Progress = Callable[[Mapping[str, object]], None]
 Verb = Callable[[dict[str, Any], Progress], Awaitable[object]]
 
-REQUEST_BYTES_MAX = 1 << 16
-"""A verb and a path."""
+REQUEST_BYTES_MAX = 4 << 20
+"""A verb and as many paths as a command line holds."""
 REQUEST_S_MAX = 10.0
 """A client that connects and says nothing holds a place no longer than this."""
 CONNECTIONS_MAX = 32

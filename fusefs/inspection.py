@@ -115,6 +115,8 @@ class Inspection:
         if facts["kind"] == "vdisk":
             described = await self._vdisks.describe(VdiskId(inode))
             facts |= {"vdisk": inode, **described}
+            if facts.get("parent"):
+                facts["parent"] = {**facts["parent"], "path": self._paths.path_of(facts["parent"]["vdisk"])}
             facts["mtime_ns"] = self._mtime_ns(self._namespace.inode(inode), int(described["mtime_ns"]))
         elif facts["kind"] == "directory":
             facts["entries"] = sum(1 for _ in self._namespace.children(inode))

@@ -12,7 +12,7 @@ from metadata.catalog import ROOT_ID
 from metadata.errors import InvalidRequest, NotFound
 from metadata.ids import VdiskId
 from metadata.namespace import Kind, Namespace
-from metadata.namespace_plans import Entry
+from metadata.namespace_plans import SNAPSHOTS_NAME, Entry
 
 LINKS_MAX = 40
 """As the kernel has it."""
@@ -42,6 +42,8 @@ class PathResolver:
         left = _parts(path)
         while left:
             name = left.pop()
+            if inode == ROOT_ID and name == SNAPSHOTS_NAME:
+                raise NotFound("what is below .snapshots is named PATH@SNAP here: see 'vdiskfs snap ls'")
             child = self._namespace.parent(inode) if name == b".." else self._namespace.lookup(inode, name)
             found = self._namespace.inode(child)
             if found.kind is not Kind.SYMLINK:

@@ -38,6 +38,7 @@ async def describe(vdisks: Vdisks, vdisk: int) -> dict[str, Any]:
         if generations
         else None,
         "children": vdisks.child_count(vdisk),
+        "snapshots": [snapshot.name for snapshot in vdisks.family.snapshots(vdisk)],
         "open_handles": vdisks.handle_count(vdisk),
         "dirty_bytes": head.log.pending.data_bytes(),
         "directory": space.pool.vdisk_path(vdisk),

@@ -197,7 +197,9 @@ def test_a_clone_is_written_without_a_trace_in_its_parent(mounted: MountedPool) 
     assert second.read_bytes()[: 2 * MIB] == b"2" * BLOCK + data[BLOCK:]
     assert snapshot_file(mounted, disk, "one").read_bytes()[: 2 * MIB] == data
     assert mounted.json("info", f"{disk}@one")["children"] == ["/first"]
-    assert mounted.json("info", second)["allocated_bytes"] == BLOCK
+    assert mounted.json("info", disk)["snapshots"] == ["one"]
+    info = mounted.json("info", second)
+    assert (info["allocated_bytes"], info["parent"]["path"]) == (BLOCK, "/first")
     mounted.run("rm", "--snapshots", "--now", disk)
     mounted.run("rm", "--now", first)
     assert second.read_bytes()[: 2 * MIB] == b"2" * BLOCK + data[BLOCK:]
@@ -283,6 +285,8 @@ def test_bad_names_are_refused_in_one_line_and_leave_nothing(mounted: MountedPoo
     assert "no snapshot of this name" in failing(mounted, "clone", f"{disk}@two", mounted.mountpoint / "c")
     assert "exists" in failing(mounted, "clone", disk, disk)
     assert "is a snapshot" in failing(mounted, "rm", f"{disk}@one")
+    assert "is a snapshot" in failing(mounted, "rm", snapshot_file(mounted, disk, "one"))
+    assert "see 'vdiskfs snap ls'" in failing(mounted, "ls", mounted.mountpoint / ".snapshots" / "disk")
     with_at = mounted.create("disk@one", "1M")  # a file of the whole name wins
     assert "names no snapshot" in failing(mounted, "snap", "rm", with_at)
     with_at.unlink()

@@ -31,6 +31,7 @@ def test_a_vdisk_s_facts_are_told(rig: Rig) -> None:
                 "groups": 1,
                 "parent": None,
                 "children": 1,
+                "snapshots": [],
                 "open_handles": 1,
                 "dirty_bytes": B,
                 "directory": str(rig.group_files(20)[0].parent),
