@@ -6,7 +6,7 @@ A vdisk's row in the catalog, vdisk/<id>, holds (fields that are absent count as
     absent          the place of blocks without a row: HOLE, or PARENT for a clone
     overlap, size   the vdisk's before its first commit: bytes of the parent that show through, and its size
     parent_overlap  the parent's own overlap at that version
-    flattened       newest version that still reads the parent; 0: all do
+    flattened       the first version that does not read the parent any more; 0: all do
     rollbacks       [(to, from), ...], oldest first: see below
     rolled_back     (size, own blocks, overlap) that the newest rollback restored, until a commit says so
     nameless        deleted, and kept for clones and open files
@@ -61,7 +61,7 @@ class Descent:
 
     def parent_at(self, version: int | None) -> tuple[int, int] | None:
         """The parent that a version reads; None stands for the head."""
-        if self.flattened and (version is None or version > self.flattened):
+        if self.flattened and (version is None or version >= self.flattened):
             return None
         return self.parent
 

@@ -123,6 +123,15 @@ class Ancestry:
         """Thread: ``find`` for each."""
         return {vblock: self.find(vblock) for vblock in vblocks}
 
+    def first_vblock(self, first: int, end: int) -> int | None:
+        """Thread: the first vblock in [first, end) of which an ancestor has a row, of any generation."""
+        found = [self._index.first_vblock(vdisk, first, end) for vdisk in self.vdisks()]
+        return min((vblock for vblock in found if vblock is not None), default=None)
+
+    def vblocks(self, first: int, end: int) -> list[int]:
+        """Thread: all of them, in order."""
+        return sorted({v for vdisk in self.vdisks() for v in self._index.vblocks(vdisk, first, end)})
+
     def note_moved(self, vdisk: int, moved: Moved) -> None:
         """Blocks of a vdisk lie elsewhere: what was resolved through it is looked up again."""
         if any(generation.groups.vdisk == vdisk for generation in self.generations):

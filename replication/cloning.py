@@ -5,6 +5,7 @@ becomes PARENT places: no data moves. So `cp`, which asks piece by piece, makes 
 is kept from then on (its generation moves), because the child reads it.
 """
 
+from metadata.ids import HOLE
 from metadata.units import BLOCK_BYTES
 from replication.commit import flush
 from replication.head import Head
@@ -78,11 +79,14 @@ async def _make_child(vdisks: Vdisks, source: Head | View, target: Head) -> int 
                 continue
             version = source.log.version if isinstance(source, Head) else source.version
             parent, size, overlap = (source.vdisk, version), source.size, source.overlap
+            if target.vdisk in vdisks.flattening:
+                return None
             if target.ancestry.generations:
                 nearest = target.ancestry.generations[0]
                 return size if (nearest.groups.vdisk, nearest.version) == parent else None
-            if target.own_blocks or target.generation > 1 or vdisks.family.descent(target.vdisk).parent:
-                return None
+            descent = vdisks.family.descent(target.vdisk)
+            if target.own_blocks or target.generation > 1 or descent.parent or descent.absent != HOLE:
+                return None  # what was a clone once may have rows that say PARENT and mean a hole
             if isinstance(source, Head):
                 if source.index_lags:
                     return None

@@ -79,6 +79,17 @@ class Family:
         """Deleted vdisks that are kept."""
         return (vdisk for vdisk, descent in self._descents.items() if descent.nameless)
 
+    def kept_for_others(self) -> Iterator[int]:
+        """These, and flattened vdisks whose older versions still read their parents."""
+        return (vdisk for vdisk, descent in self._descents.items() if descent.nameless or descent.flattened)
+
+    def has_unread_parent(self, vdisk: int) -> bool:
+        """Whether the vdisk has a parent that no version of it reads any more."""
+        descent = self.descent(vdisk)
+        if descent.parent is None or not descent.flattened:
+            return False
+        return min(self.read_versions(vdisk), default=descent.flattened) >= descent.flattened
+
     # ---- snapshots
 
     def snapshots(self, vdisk: int) -> list[Snapshot]:

@@ -393,6 +393,10 @@ class Head(Reader):
             for waiter in waiters:
                 waiter()
 
+    def touch(self) -> None:
+        """It was modified now."""
+        self.mtime_ns = _now_ns()
+
     def keep(self, version: int) -> None:
         """A version up to which rows must survive: later commits write a new generation."""
         self.generation = max(self.generation, version + 1)

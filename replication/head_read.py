@@ -238,7 +238,7 @@ async def seek(head: Reader, offset: int, *, data: bool) -> int | None:
     horizon = 0
     while block_no < end:
         vblock = block_no >> 8
-        if data and head.ancestry.absent == HOLE and vblock not in head.rows:
+        if data and vblock not in head.rows:
             if vblock >= horizon:  # skip what has no row at all, a stretch at a time
                 mapped, horizon = await _mapped_vblocks(head, vblock, end_vblock)
             following = next((v for v in mapped if v >= vblock), horizon)
@@ -257,14 +257,25 @@ async def seek(head: Reader, offset: int, *, data: bool) -> int | None:
 
 
 async def _mapped_vblocks(head: Reader, first: int, end: int) -> tuple[list[int], int]:
-    """Vblocks of [first, end) that have a row, in order: all of those below the second number."""
+    """Vblocks of [first, end) that have a row, or may show a parent's: all of those below the second number."""
     near = [v for v in head.rows if first <= v < end]  # before the index: it gets what they lose
+    ancestry = head.ancestry
 
     def look() -> tuple[list[int], int]:
-        found = head.index.first_vblock(head.vdisk, first, end)
-        start = min((*near, end if found is None else found))  # a leap over what has no row at all
+        start = first_mapped(head, first, end)  # a leap over what has no row at all
+        start = min((*near, end if start is None else start))
         horizon = min(end, start + _VBLOCKS_AT_ONCE)
         rows = head.index.vblocks(head.vdisk, start, horizon)
-        return sorted({*rows, *(v for v in near if v < horizon)}), horizon
+        inherited = ancestry.vblocks(start, horizon) if ancestry.absent == PARENT else ()
+        return sorted({*rows, *inherited, *(v for v in near if v < horizon)}), horizon
 
     return await head.workspace.wait_for(look)
+
+
+def first_mapped(head: Reader, first: int, end: int) -> int | None:
+    """Thread: the first vblock in [first, end) that has a row in the index, or may show a parent's."""
+    own = head.index.first_vblock(head.vdisk, first, end)
+    if head.ancestry.absent == HOLE:
+        return own
+    inherited = head.ancestry.first_vblock(first, end)
+    return min((vblock for vblock in (own, inherited) if vblock is not None), default=None)

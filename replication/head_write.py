@@ -12,7 +12,7 @@ from metadata.ids import HOLE, PARENT
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VDISK_BYTES_MAX
 from replication.commit import flush, ready_to_append
 from replication.head import DIRTY_ROWS_MAX, Head
-from replication.head_read import load_rows, read
+from replication.head_read import first_mapped, load_rows, read
 
 _TRIES = 1000
 """A write starts over when its old blocks changed under it; so often in a row means a bug."""
@@ -34,12 +34,12 @@ async def write(head: Head, offset: int, data: bytes) -> None:
     first, last = offset >> 12, end - 1 >> 12
     count = last - first + 1
     for _ in range(_TRIES):
-        await _ready(head, first, count)
+        await ready(head, first, count)
         edges = [block for block in {first, last} if not _covers(offset, end, block)]
         places = [_place(head, block) for block in edges]
         size = head.size
         old = {block: await _old_block(head, block) for block in edges}
-        await _ready(head, first, count)
+        await ready(head, first, count)
         if [_place(head, block) for block in edges] != places or head.size != size:
             continue
         whole = bytearray(count * BLOCK_BYTES)
@@ -70,7 +70,7 @@ async def _old_block(head: Head, block: int) -> bytes:
     return (await read(head, block * BLOCK_BYTES, BLOCK_BYTES)).ljust(BLOCK_BYTES, b"\0")
 
 
-async def _ready(head: Head, block_no: int, count: int) -> None:
+async def ready(head: Head, block_no: int, count: int) -> None:
     """Rows loaded, room in log and journal, room for dirty rows; true when it returns."""
     vblocks = range(block_no >> 8, (block_no + count - 1 >> 8) + 1)
     while True:
@@ -122,7 +122,7 @@ async def share(head: Head, block_no: int, count: int, place: int) -> None:
 async def _ready_to_share(head: Head, block_no: int, count: int) -> None:
     vblocks = range(block_no >> 8, (block_no + count - 1 >> 8) + 1)
     while True:
-        await _ready(head, block_no, 1)
+        await ready(head, block_no, 1)
         await load_rows(head, vblocks)
         if not head.log.broken and head.log.fits(1) and head.journal.room() > len(vblocks) + 2:
             return
@@ -130,11 +130,11 @@ async def _ready_to_share(head: Head, block_no: int, count: int) -> None:
 
 async def _next_mapped(head: Head, vblock: int, end_block: int) -> int:
     """The first vblock from this one on that may have anything to punch."""
-    if head.ancestry.absent == PARENT or vblock in head.rows:
+    if vblock in head.rows:
         return vblock
     end = (end_block + VBLOCK_BLOCKS - 1) >> 8
     near = [v for v in head.rows if vblock <= v < end]  # before the index: it gets what they lose
-    found = await head.workspace.wait_for(lambda: head.index.first_vblock(head.vdisk, vblock, end))
+    found = await head.workspace.wait_for(lambda: first_mapped(head, vblock, end))
     return min([*near, end if found is None else found])
 
 

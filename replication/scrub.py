@@ -6,18 +6,18 @@ and file where there is one. They run beside guests; what a guest overwrites mea
 
 import functools
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from metadata.errors import NotFound, VdiskfsError
-from metadata.ids import PARENT, POSITION_MASK, VdiskId, is_compacted
+from metadata.ids import HOLE, PARENT, POSITION_MASK, VdiskId, is_compacted
 from metadata.index import Index
 from metadata.units import BLOCK_BYTES, VBLOCK_BYTES
 from replication.commit import flush
 from replication.groups import block_checksums
 from replication.head import Head
-from replication.head_read import Run, fetch_missing, load_rows, plan_runs
+from replication.head_read import Run, fetch_missing, first_mapped, load_rows, plan_runs
 from replication.mapping import group_name
 from replication.ownership import read_facts
 from replication.pool_directory import DirectoryPool
@@ -26,6 +26,8 @@ from replication.vdisks import Vdisks
 
 Progress = Callable[[Mapping[str, object]], None]
 Finding = dict[str, Any]
+
+_NEWEST = (1 << 64) - 1
 
 
 async def scrub(vdisks: Vdisks, ids: Sequence[VdiskId], progress: Progress) -> list[Finding]:
@@ -52,17 +54,15 @@ async def _guarded(vdisk: int, work: Awaitable[list[Finding]]) -> list[Finding]:
 
 async def _scrub_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
     head = await vdisks.head(vdisk)
-    index = vdisks.workspace.index
     findings: list[Finding] = []
     await flush(head)
     end = -(-head.size // VBLOCK_BYTES)
     vblock: int | None = 0
     while vblock is not None and vblock < end:
-        if not head.ancestry.absent:  # only what has rows
-            look = functools.partial(index.first_vblock, vdisk, vblock, end)
-            vblock = await vdisks.workspace.wait_for(look)
-            if vblock is None:
-                break
+        look = functools.partial(first_mapped, head, vblock, end)
+        vblock = await vdisks.workspace.wait_for(look)
+        if vblock is None:
+            break
         with vdisks.workspace.moves.hold():
             await load_rows(head, (vblock,), parents=True)
             for run in plan_runs(head, vblock << 8, 256):
@@ -156,14 +156,10 @@ def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
     if known is None or known.record_check != rebuilt.record_check:
         return [f"the index is not at the log's end index={known} log={rebuilt}"]
     groups = set(space.pool.groups(vdisk))
-    newest = (1 << 64) - 1
+    orphaned = vdisks.family.descent(vdisk).parent_at(None) is None
     own = 0
-    mine = {
-        vblock: row
-        for vblock, row in space.index.rows_at(vdisk, newest, rollbacks=lineage.rollbacks)
-        if any(row)
-    }
-    for vblock, row in scratch.rows_at(vdisk, newest, rollbacks=lineage.rollbacks):
+    mine = {vblock: row for vblock, row in _rows(space.index, lineage, orphaned=orphaned) if any(row)}
+    for vblock, row in _rows(scratch, lineage, orphaned=orphaned):
         found = mine.pop(vblock, None) if any(row) else row
         if found != row and not (found and _is_moved(space.pool, vdisk, row, to=found)):
             problems.append(f"index and log disagree (I10) vblock={vblock}")
@@ -179,6 +175,14 @@ def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
     if len(set(versions)) != len(versions):
         problems.append("two commit records share a version (I4)")
     return problems
+
+
+def _rows(index: Index, lineage: Lineage, *, orphaned: bool) -> Iterator[tuple[int, "array[int]"]]:
+    """Thread: what the head sees; in a vdisk without a parent PARENT means a hole (replication/flattening.py)."""
+    for vblock, row in index.rows_at(lineage.vdisk, _NEWEST, rollbacks=lineage.rollbacks):
+        if orphaned and PARENT in row:
+            row = array("Q", [HOLE if place == PARENT else place for place in row])
+        yield vblock, row
 
 
 def _is_moved(pool: DirectoryPool, vdisk: int, row: "array[int]", *, to: "array[int]") -> bool:

@@ -14,7 +14,9 @@ from metadata.catalog import Change, vdisk_key
 from metadata.errors import Busy, Conflict, Exists, NotFound
 from metadata.ids import PARENT, VdiskId
 from metadata.snapshots import Snapshot, check_snapshot_name, encode_snapshot
+from replication.flattening import Progress, flatten
 from replication.moments import Moment, pinned_moments, take_moments
+from replication.rollback import NameNow, roll_back
 from replication.vdisks import Vdisks
 
 
@@ -109,10 +111,7 @@ class Snapshots:
         async with self._moments([vdisk for vdisk, _, _ in targets]) as moments:
             at = {moment.vdisk: moment for moment in moments}
             now_ns = self._clock_ns()
-            made = [
-                snapshot_of(at[vdisk], name=name, snapshot_id=number, now_ns=now_ns)
-                for vdisk, name, number in targets
-            ]
+            made = [NameNow(name, number, now_ns=now_ns)(at[vdisk]) for vdisk, name, number in targets]
             async with self._family.lock:
                 for moment in moments:
                     await self._check_there(moment.vdisk)
@@ -202,6 +201,40 @@ class Snapshots:
             self._family.add_snapshot(changed)
             return changed
 
+    async def rollback(self, vdisk: VdiskId, name: str, *, keep_as: tuple[str, int]) -> Snapshot:
+        """Makes a snapshot's content the vdisk's newest version, at the same cost whatever its size.
+
+        Args:
+            vdisk: not open for writing.
+            name: of the snapshot.
+            keep_as: name and id of a snapshot of what is there now, with which this can be undone.
+
+        Returns:
+            That snapshot.
+
+        Raises:
+            NotFound: there is no such vdisk or snapshot.
+            Busy: the vdisk is open for writing, or being flattened.
+            InvalidRequest, Exists: the name for what is there now.
+            NoSpace, Unavailable, Corrupt: nothing has happened.
+        """
+        check_snapshot_name(keep_as[0])
+        self._check_free(vdisk, keep_as[0])
+        name_now = NameNow(*keep_as, now_ns=self._clock_ns())
+        return await roll_back(self._vdisks, self.get(vdisk, name), name_now=name_now)
+
+    async def flatten(self, vdisk: VdiskId, progress: Progress) -> None:
+        """Copies what is the parent's into the vdisk, then takes the parent away.
+
+        Snapshots made before keep the parent until they go. Broken off, it goes on where it was when asked again.
+
+        Raises:
+            NotFound: no such vdisk.
+            Busy: it is being flattened.
+            NoSpace, Unavailable, Corrupt: it is not finished.
+        """
+        await flatten(self._vdisks, vdisk, progress)
+
     # ---- clones
 
     @asynccontextmanager
@@ -226,18 +259,3 @@ class Snapshots:
     def note_clone(self, child: int, origin: CloneOrigin) -> None:
         """The clone's row is in the catalog."""
         self._vdisks.note_record(child, vdisk_record(origin))
-
-
-def snapshot_of(moment: Moment, *, name: str, snapshot_id: int, now_ns: int) -> Snapshot:
-    """A moment with a name."""
-    return Snapshot(
-        vdisk=moment.vdisk,
-        name=name,
-        id=snapshot_id,
-        version=moment.version,
-        size=moment.size,
-        own_blocks=moment.own_blocks,
-        overlap=moment.overlap,
-        mtime_ns=moment.mtime_ns,
-        created_ns=now_ns,
-    )

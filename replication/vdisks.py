@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Self
@@ -34,7 +34,15 @@ from replication.head import DIRTY_ROWS_MAX, Head
 from replication.head_write import truncate
 from replication.loading import Loading
 from replication.log import OwnerLog
-from replication.ownership import Resting, VdiskFacts, read_facts, read_resting, rest, set_nameless
+from replication.ownership import (
+    Resting,
+    VdiskFacts,
+    read_facts,
+    read_resting,
+    rest,
+    set_nameless,
+    update_record,
+)
 from replication.replay import replay
 from replication.view import View
 from replication.workspace import Workspace
@@ -100,6 +108,8 @@ class Vdisks:
         self.handles, self.heads_by_handle = self._files.by_number, self._files.served
         self.on_content_changed: Callable[[VdiskId], None] = _ignore
         """Called when a vdisk's content changes in another way than by writing: a rollback."""
+        self.flattening: set[int] = set()
+        """Vdisks into which their parents' blocks are being copied."""
         self._views: dict[int, View] = {}
         """Open snapshots, by id."""
         self._resting: dict[int, Resting] = {}
@@ -491,6 +501,10 @@ class Vdisks:
 
     async def forget(self, vdisk: VdiskId) -> None:
         """The vdisk has no name and no handle: its data goes, and its snapshots, unless others still read it."""
+        await self.release_unread(await self._forget(vdisk))
+
+    async def _forget(self, vdisk: int) -> int:
+        """Returns the vdisk that may be kept for nobody now; 0: none."""
         family, catalog = self.family, self.workspace.catalog
         async with family.lock:
             if family.children(vdisk) or family.pin_count(vdisk):
@@ -498,21 +512,28 @@ class Vdisks:
                 descent = await set_nameless(catalog, vdisk, snapshots=keys)
                 family.drop_snapshots(vdisk)
                 family.set_descent(vdisk, descent)
-                return
+                return vdisk
             doomed = family.doomed_with(vdisk)
-            for each in doomed:
-                await self._end_head(each)
-            deletes = [key(each) for each in doomed for key in (vdisk_key, owner_key)]
-            deletes += [snapshot.key for snapshot in family.snapshots(vdisk)]
-            await catalog.transact(Change(deletes=tuple(deletes)))
-            for each in doomed:
-                family.forget(each)
-                self.loading.forget(each)
-                self._resting.pop(each, None)
-                self._claimed.discard(each)
-                self.workspace.pool.forget_open(each)
+            survivor, _ = family.descent(doomed[-1]).parent or (0, 0)
+            await self._remove(doomed)
         for each in doomed:
             await self.workspace.wait_for(functools.partial(self._drop, each))
+        return survivor
+
+    async def _remove(self, doomed: Sequence[int]) -> None:
+        """Takes vdisks out of the catalog and out of memory, in one transaction."""
+        deletes: list[bytes] = []
+        for vdisk in doomed:
+            await self._end_head(vdisk)
+            deletes += [vdisk_key(vdisk), owner_key(vdisk)]
+            deletes += [snapshot.key for snapshot in self.family.snapshots(vdisk)]
+        await self.workspace.catalog.transact(Change(deletes=tuple(deletes)))
+        for vdisk in doomed:
+            self.family.forget(vdisk)
+            self.loading.forget(vdisk)
+            self._resting.pop(vdisk, None)
+            self._claimed.discard(vdisk)
+            self.workspace.pool.forget_open(vdisk)
 
     async def _end_head(self, vdisk: int) -> None:
         head = self.heads.pop(vdisk, None)
@@ -524,13 +545,28 @@ class Vdisks:
         head.rows.clear()
 
     async def release_unread(self, vdisk: int) -> None:
-        """A version of this vdisk has lost a reader: what was kept for it alone goes."""
-        if self.family.descent(vdisk).nameless and not self.family.is_needed(vdisk):
-            await self.forget(VdiskId(vdisk))
+        """Versions of this vdisk may have lost their last reader: what was kept for them alone goes."""
+        while vdisk:
+            if self.family.descent(vdisk).nameless and not self.family.is_needed(vdisk):
+                vdisk = await self._forget(vdisk)
+            elif self.family.has_unread_parent(vdisk):
+                vdisk = await self._leave_parent(vdisk)
+            else:
+                return
+
+    async def _leave_parent(self, vdisk: int) -> int:
+        """Takes a parent away that nothing reads; returns it."""
+        async with self.family.lock:
+            parent = self.family.descent(vdisk).parent
+            if parent is None or not self.family.has_unread_parent(vdisk):
+                return 0
+            gone = {"parent": None, "flattened": 0, "parent_overlap": 0}
+            self.family.set_descent(vdisk, await update_record(self.workspace.catalog, vdisk, gone))
+            return parent[0]
 
     async def _forget_unneeded(self) -> None:
-        """Deleted vdisks that were kept for others and are needed no more go."""
-        for vdisk in list(self.family.nameless()):
+        """Deleted vdisks, and parents of flattened ones, that were kept for others and are needed no more go."""
+        for vdisk in list(self.family.kept_for_others()):
             await self.release_unread(vdisk)
 
     def _drop(self, vdisk: int) -> None:

@@ -5,16 +5,11 @@ import os
 import pytest
 import trio
 
-from metadata.catalog import Change, encode_value, vdisk_key
 from metadata.errors import Busy, Exists, InvalidRequest, NotFound, Unavailable
 from metadata.ids import VdiskId
-from metadata.snapshots import Snapshot
 from replication import head_read, head_write
 from replication.cloning import copy_range
-from replication.head import Head
-from replication.snapshots import Snapshots, vdisk_record
-from replication.vdisks import Vdisks
-from replication.view import View
+from replication.snapshots import Snapshots
 from tests.replication.faults import FaultyRig
 from tests.replication.rig import (
     B,
@@ -25,54 +20,13 @@ from tests.replication.rig import (
     content,
     create,
     expect_errors,
-    handles_of,
     opened,
     read,
     run,
     sound,
     write,
 )
-
-MIB = 1 << 20
-
-
-async def snap(vdisks: Vdisks, vdisk: int, name: str, number: int) -> Snapshot:
-    (made,) = await Snapshots(vdisks).create([(VdiskId(vdisk), name, number)])
-    return made
-
-
-async def view_content(vdisks: Vdisks, snapshot_id: int) -> bytes:
-    """All of a snapshot, by both ways, through a handle of its own."""
-    number = await vdisks.open_version(snapshot_id)
-    try:
-        view = await vdisks.reader_of(number)
-        assert isinstance(view, View)
-        parts = []
-        for offset in range(0, view.size, MIB):
-            slow = await head_read.read(view, offset, MIB)
-            at_once = view.read_nowait(offset, MIB)
-            assert at_once is not None
-            assert bytes(at_once) == slow
-            parts.append(slow)
-        return b"".join(parts)
-    finally:
-        vdisks.close(number)
-
-
-async def clone(vdisks: Vdisks, vdisk: int, name: str | None, child: int) -> Head:
-    """As the clone verb does it, without a name in a directory."""
-    snapshots = Snapshots(vdisks)
-    async with snapshots.origin(VdiskId(vdisk), name) as origin:
-        put = (vdisk_key(child), encode_value(vdisk_record(origin)))
-        await vdisks.workspace.catalog.transact(Change(compares=((put[0], 0),), puts=(put,)))
-        snapshots.note_clone(child, origin)
-    return await opened(vdisks, child)
-
-
-async def delete(vdisks: Vdisks, vdisk: int) -> None:
-    for number in handles_of(vdisks, vdisk):
-        vdisks.close(number)
-    await vdisks.forget(VdiskId(vdisk))
+from tests.replication.snapshotting import MIB, clone, delete, snap, view_content
 
 
 class TestCreating:
@@ -140,6 +94,8 @@ class TestCreating:
         async def main() -> None:
             async with rig.node() as vdisks:
                 heads = [await create(vdisks, vdisk, MIB) for vdisk in (20, 21, 22)]
+                for head in heads:
+                    await write(head, 0, block(0))
                 stop = False
 
                 async def count() -> None:
