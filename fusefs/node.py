@@ -34,6 +34,7 @@ from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
 from fusefs.operations import Operations
 from fusefs.resolution import PathResolver
+from fusefs.rollback_verbs import RollbackVerbs
 from fusefs.settings import NodeSettings
 from fusefs.snapshot_tree import SnapshotTree
 from fusefs.snapshot_verbs import SnapshotVerbs
@@ -281,15 +282,17 @@ def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:
 def _snapshot_verbs(
     vdisks: Vdisks, store: NamespaceStore, paths: PathResolver, notifications: Notifications
 ) -> dict[str, Verb]:
-    snapshots = SnapshotVerbs(
-        store,
-        vdisks,
-        Snapshots(vdisks),
-        family=vdisks.family,
-        paths=paths,
-        notifications=notifications,
-        clock_ns=time.time_ns,
-    )
+    verbs: dict[str, Verb] = {}
+    for kind in (SnapshotVerbs, RollbackVerbs):
+        verbs |= kind(
+            store,
+            vdisks,
+            Snapshots(vdisks),
+            family=vdisks.family,
+            paths=paths,
+            notifications=notifications,
+            clock_ns=time.time_ns,
+        ).verbs()
     usage = functools.partial(count_usage, vdisks)
     tree = TreeVerb(store.namespace, vdisks, vdisks.family, paths=paths, usage=usage)
     differences = DifferenceVerbs(
@@ -299,7 +302,7 @@ def _snapshot_verbs(
         picture=functools.partial(picture, vdisks),
         write_back=notifications.write_back,
     )
-    return {**snapshots.verbs(), **tree.verbs(), **differences.verbs()}
+    return {**verbs, **tree.verbs(), **differences.verbs()}
 
 
 def _prepare_process() -> None:

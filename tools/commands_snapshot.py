@@ -110,13 +110,13 @@ def flatten(arguments: argparse.Namespace) -> int:
     """Copy into a clone what it reads from its parent, and let go of the parent."""
     located = locate(arguments.path)
     with ProgressLine() as line:
-        answer = ask(
-            located,
-            "flatten",
-            {},
-            progress=lambda news: line.show_bytes("flatten", int(news["done"]), int(news["total"])),
-        )
+        answer = ask(located, "flatten", {}, progress=lambda news: line.show(_how_far(news)))
     return _done(arguments, answer)
+
+
+def _how_far(news: Mapping[str, Any]) -> str:
+    share = news["done"] * 100 // max(1, news["total"])
+    return f"flatten: {format_size(news['copied_bytes'])} copied, {share} %"
 
 
 def _named(names: Sequence[str]) -> list[tuple[Located, str]]:

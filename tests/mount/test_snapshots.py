@@ -292,3 +292,55 @@ def test_bad_names_are_refused_in_one_line_and_leave_nothing(mounted: MountedPoo
     with_at.unlink()
     assert names(mounted, disk) == ["one"]
     assert [path.name for path in mounted.mountpoint.iterdir()] == ["disk"]
+
+
+def test_a_rollback_is_seen_at_once_and_can_be_undone(mounted: MountedPool) -> None:
+    old, new = random.Random(10).randbytes(2 * MIB), random.Random(11).randbytes(3 * MIB)
+    disk = filled(mounted, "disk", old)
+    mounted.run("snap", "create", f"{disk}@one")
+    write(disk, new)
+    os.truncate(disk, 5 * MIB)
+    with disk.open("rb") as file:
+        assert file.read() == new + bytes(2 * MIB)
+        assert "close it first" in failing(mounted, "snap", "rollback", f"{disk}@one")
+    said = mounted.run("snap", "rollback", f"{disk}@one").stdout
+    kept = said.split("@")[-1].strip()
+    assert disk.read_bytes() == old + bytes(6 * MIB)
+    assert disk.stat().st_size == mounted.json("info", disk)["size"] == 8 * MIB
+    assert names(mounted, disk) == ["one", kept]
+    assert kept.startswith("before-rollback-")
+    write(disk, b"x" * BLOCK, offset=MIB)
+    mounted.run("snap", "rollback", f"{disk}@{kept}")
+    assert disk.read_bytes() == new + bytes(2 * MIB)
+    mounted.run("snap", "rollback", f"{disk}@one")
+    assert disk.read_bytes() == old + bytes(6 * MIB)
+    mounted.kill_daemon()
+    assert disk.read_bytes() == old + bytes(6 * MIB)
+    assert mounted.json("check", mounted.mountpoint)["findings"] == []
+
+
+def test_a_reader_sees_a_rollback_that_leaves_the_size_alone(mounted: MountedPool) -> None:
+    disk = filled(mounted, "disk", b"a" * MIB)
+    mounted.run("snap", "create", f"{disk}@one")
+    write(disk, b"b" * MIB)
+    with disk.open("rb", buffering=0) as file:
+        assert file.read(10) == b"b" * 10
+        mounted.run("snap", "rollback", f"{disk}@one")
+        assert os.pread(file.fileno(), 10, 0) == b"a" * 10
+    with disk.open("r+b") as file:
+        assert "open for writing" in failing(mounted, "snap", "rollback", f"{disk}@one")
+
+
+def test_a_flattened_clone_needs_its_parent_no_more(mounted: MountedPool) -> None:
+    data = random.Random(12).randbytes(3 * MIB)
+    disk = filled(mounted, "disk", data)
+    clone = mounted.mountpoint / "clone"
+    mounted.run("clone", disk, clone)
+    write(clone, b"x" * BLOCK)
+    mounted.run("flatten", clone)
+    info = mounted.json("info", clone)
+    assert (info["parent"], info["allocated_bytes"]) == (None, 3 * MIB)
+    mounted.run("rm", "--now", disk)
+    assert clone.read_bytes() == b"x" * BLOCK + data[BLOCK:] + bytes(5 * MIB)
+    assert mounted.json("check", mounted.mountpoint)["findings"] == []
+    mounted.run("flatten", clone)
