@@ -63,7 +63,7 @@ async def flush(head: Head) -> None:
                 raise head.last_error
         while not head.gone and head.light_commits:
             if head.commit_done is None and not begin_nowait(head):
-                if head.is_dirty:
+                if _needs_record(head):
                     await _begin_with_room(head)
                 else:
                     head.commit_done = trio.Event()
@@ -189,14 +189,23 @@ async def prepare_held(head: Head) -> None:
 
 def can_begin_held(head: Head) -> bool:
     """Whether ``begin_held`` may be called now."""
-    if not head.is_dirty:
+    if not _needs_record(head):
         return True
     return head.running and not head.room_lock.locked() and head.log.record_fits()
 
 
+def _needs_record(head: Head) -> bool:
+    """Whether what is to be written must be a new version.
+
+    Else the index alone catches up, under the version there is: not if that is kept already, for then its rows
+    would come under a generation that nobody sees from it.
+    """
+    return head.is_dirty or head.generation > head.log.version
+
+
 def begin_held(head: Head) -> Flight:
     """Begins a commit, or lets the index catch up; ``head.commit_done``, which the caller holds, tells of the end."""
-    flight = _begin(head) if head.is_dirty else _begin_index(head)
+    flight = _begin(head) if _needs_record(head) else _begin_index(head)
     _start(head, flight)
     return flight
 
