@@ -41,7 +41,7 @@ from fusefs.snapshot_verbs import SnapshotVerbs
 from fusefs.trash import Trash, read_keep_s
 from fusefs.tree_verb import TreeVerb
 from metadata.catalog_sqlite import open_sqlite_catalog
-from metadata.errors import Corrupt, InvalidRequest, NoSpace, VdiskfsError
+from metadata.errors import Corrupt, InvalidRequest, NoSpace, ReadOnly, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.index import Index
 from metadata.namespace_plans import Attributes, plan_setattr
@@ -64,6 +64,11 @@ THREAD_SWITCH_S = 0.0005
 """A disk thread with a result waits no longer for the interpreter than this; Python's own 5 ms is an fsync's time."""
 PYFUSE_TASKS = (8, 32)
 """pyfuse3's workers: least and most. Names and attributes only, so few are enough."""
+CHANGING_VERBS = (
+    *("snap_create", "snap_rm", "snap_rename", "snap_protect", "snap_rollback"),
+    *("clone", "flatten", "rm", "trash_restore", "trash_purge"),
+)
+"""What a mount with ``-o ro`` refuses; of all else the kernel sees to it."""
 EXIT_INDEX_DAMAGED = 75
 """The keeper starts the next daemon, which builds the index again."""
 
@@ -238,6 +243,8 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
         clock_ns=time.time_ns,
     )
     verbs = {**_verbs(node, store), **trash.verbs(), **_snapshot_verbs(vdisks, store, paths, notifications)}
+    if settings.read_only:
+        verbs |= dict.fromkeys(CHANGING_VERBS, _refuse)
     pyfuse3.init(
         operations, channel.libfuse_mountpoint(), set(pyfuse3.default_options) - {"default_permissions"}
     )
@@ -245,7 +252,8 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             nursery.start_soon(vdisks.run)
-            nursery.start_soon(trash.run)
+            if not settings.read_only:
+                nursery.start_soon(trash.run)
             control = ControlServer(verbs, path=settings.control, uid=settings.uid)
             await nursery.start(control.run)
             nursery.start_soon(pyfuse3.main, *PYFUSE_TASKS)
@@ -261,6 +269,10 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=False)
+
+
+async def _refuse(_arguments: dict[str, Any], _progress: Progress) -> object:
+    raise ReadOnly("the mount is read-only: mount it without '-o ro' to change anything")
 
 
 def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:

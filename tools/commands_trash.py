@@ -31,7 +31,9 @@ def list_trash(arguments: argparse.Namespace) -> int:
 
 def _row(located: Located, entry: Mapping[str, Any]) -> list[str]:
     sizes = [format_size(entry[key]) if entry[key] is not None else "?" for key in ("size", "own_bytes")]
-    left_s = (entry["until_ns"] - time.time_ns()) / 1e9
+    left_s = max(
+        0, -(-(entry["until_ns"] - time.time_ns()) // (60 * 10**9)) * 60
+    )  # in whole minutes, upwards
     numbers = [str(entry["id"]), *sizes, str(entry["snapshots"])]
     return [located.shown(entry["path"]), *numbers, format_time(entry["deleted_ns"]), format_duration(left_s)]
 

@@ -344,3 +344,22 @@ def test_a_flattened_clone_needs_its_parent_no_more(mounted: MountedPool) -> Non
     assert clone.read_bytes() == b"x" * BLOCK + data[BLOCK:] + bytes(5 * MIB)
     assert mounted.json("check", mounted.mountpoint)["findings"] == []
     mounted.run("flatten", clone)
+
+
+def test_a_read_only_mount_refuses_what_would_change_the_pool(mounted: MountedPool) -> None:
+    disk = filled(mounted, "disk", b"x" * BLOCK)
+    gone = filled(mounted, "gone", b"y" * BLOCK)
+    mounted.run("snap", "create", f"{disk}@one")
+    mounted.run("rm", gone)
+    mounted.umount()
+    mounted.mount("-o", "ro")
+    for words in (
+        ("snap", "create", f"{disk}@two"), ("snap", "rm", f"{disk}@one"), ("snap", "rollback", f"{disk}@one"),
+        ("snap", "rename", f"{disk}@one", "two"), ("snap", "protect", f"{disk}@one"), ("flatten", disk),
+        ("clone", disk, mounted.mountpoint / "clone"), ("rm", "--snapshots", disk), ("trash", "restore", gone),
+        ("trash", "purge", gone),
+    ):  # fmt: skip
+        assert "the mount is read-only" in failing(mounted, *words)
+    assert names(mounted, disk) == ["one"]
+    assert snapshot_file(mounted, disk, "one").read_bytes()[:BLOCK] == b"x" * BLOCK
+    assert len(mounted.json("trash", "ls", mounted.mountpoint)["entries"]) == 1
