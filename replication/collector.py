@@ -1,6 +1,7 @@
 """Collection: space that no kept version reaches comes back. Mark and sweep, vdisk by vdisk, beside running guests.
 
     mark      rows that nobody sees are pruned, the blocks that the others name counted by group     (marking.py)
+    compact   what lives in groups that are mostly garbage is moved                               (compaction.py)
     settle    no index and no checkpoint from the past can come to need what goes now              (log_floor.py)
     sweep     a second look, at every row in the index and in memory, after all reads that had begun before it have
               ended; groups that still nothing names are deleted, their checksums forgotten
@@ -9,15 +10,17 @@ What a crash leaves of a deleted vdisk goes too: directories that the catalog do
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from metadata.catalog import NEXT_ID_KEY, VDISK_PREFIX, decode_value, id_in_key
-from metadata.errors import IndexDamaged, NotOwner, VdiskfsError
+from metadata.errors import IndexDamaged, NoSpace, NotOwner, VdiskfsError
 from metadata.ids import VdiskId, is_compacted
-from metadata.liveness import GroupUse, live_blocks
+from metadata.liveness import GroupUse, live_blocks, plan_compaction
 from metadata.units import BLOCK_BYTES
 from replication.commit import flush
+from replication.compaction import Compaction
 from replication.head import Head
 from replication.log_floor import settle
 from replication.marking import mark, mark_stored
@@ -27,6 +30,11 @@ from replication.pool_directory import DirectoryPool
 from replication.vdisks import Vdisks
 
 log = logging.getLogger(__name__)
+
+GARBAGE_LEFT = 0.1
+"""Of what lives in a vdisk, may stay garbage: moving the rest would cost more than it gives back."""
+MOVE_BYTES_MAX = 1 << 30
+"""Moved in one collection of a vdisk, before its empty groups go: so much room it takes at most."""
 
 Progress = Callable[[Mapping[str, object]], None]
 
@@ -41,8 +49,11 @@ class Sums:
     live_bytes: int = 0
     garbage_bytes: int = 0
     """In groups that are closed."""
+    compacted_groups: int = 0
+    moved_bytes: int = 0
     deleted_groups: int = 0
     freed_bytes: int = 0
+    """By deleted groups, less what compaction wrote."""
     pruned_rows: int = 0
     failed: int = 0
     """Vdisks that could not be collected; the log says why."""
@@ -153,12 +164,15 @@ class _Collection:
     def __init__(self, vdisks: Vdisks, head: Head, pace: Pace, *, sums: Sums) -> None:
         self._vdisks, self._head, self._pace, self._sums = vdisks, head, pace, sums
         self._space, self._vdisk = vdisks.workspace, head.vdisk
+        self._named: Counter[int] = Counter()
+        """Blocks by group that the last look at the rows found."""
 
     async def run(self, *, dry_run: bool) -> None:
         """Mark, and unless ``dry_run``, settle and sweep."""
         await flush(self._head)
         survey = await self._survey()
         found = await mark(self._vdisks, self._vdisk, self._pace, prune=not dry_run)
+        self._named = found.live
         uses = survey.uses(found.live)
         self._sums.live_bytes += live_blocks(found.live) * BLOCK_BYTES
         self._sums.garbage_bytes += sum(use.garbage_bytes for use in uses)
@@ -166,9 +180,28 @@ class _Collection:
         if dry_run:
             return
         dead = [use.group for use in uses if not use.live_blocks]
+        dead += await self._compact(uses, live_bytes=live_blocks(found.live) * BLOCK_BYTES)
         if dead:
             await self._sweep(dead, survey)
-        await self._forget_segments({use.group for use in uses if use.live_blocks})
+        await self._forget_segments()
+
+    async def _compact(self, uses: list[GroupUse], *, live_bytes: int) -> list[int]:
+        """Moves what is worth it; returns the groups that then may be empty."""
+        chosen = plan_compaction(
+            uses, garbage_bytes_max=int(live_bytes * GARBAGE_LEFT), move_bytes_max=MOVE_BYTES_MAX
+        )
+        if not chosen:
+            return []
+        compaction = Compaction(self._head, set(chosen), self._pace)
+        try:
+            await compaction.run(lambda _: None)
+            self._sums.compacted_groups += len(chosen)
+        except NoSpace as exc:  # what is empty by now goes, and makes room for the next time
+            log.warning("compaction ends early: %s vdisk=%d", exc, self._vdisk)
+        finally:
+            self._sums.moved_bytes += compaction.moved_blocks * BLOCK_BYTES
+            self._sums.freed_bytes -= compaction.moved_blocks * BLOCK_BYTES
+        return chosen
 
     async def _survey(self) -> _Survey:
         def look() -> _Survey:
@@ -182,8 +215,8 @@ class _Collection:
     async def _sweep(self, dead: list[int], survey: _Survey) -> None:
         settled = await settle(self._head)
         await self._space.moves.wait_past()
-        named = (await mark_stored(self._vdisks, self._vdisk, self._pace)).live
-        doomed = {group for group in dead if settled.may_delete(group) and not named[group]}
+        self._named = (await mark_stored(self._vdisks, self._vdisk, self._pace)).live
+        doomed = {group for group in dead if settled.may_delete(group) and not self._named[group]}
         doomed -= await self._space.moves.still_named(self._vdisk, doomed)
         facts = await read_facts(self._space.catalog, self._vdisk)
         if facts.node != self._space.node or facts.floor != settled.floor:
@@ -200,19 +233,20 @@ class _Collection:
         self._sums.deleted_groups += 1
         self._sums.freed_bytes += occupied_bytes
 
-    async def _forget_segments(self, live: set[int]) -> None:
+    async def _forget_segments(self) -> None:
         """Checksums of groups that are gone; not of one that is missing though rows name it."""
         index, pool, vdisk = self._space.index, self._space.pool, self._vdisk
 
         def forget() -> None:
-            there = set(pool.groups(vdisk))
-            for group in index.segment_groups(vdisk):
-                if group not in there and group not in live:
+            known = index.segment_groups(vdisk)
+            there = set(
+                pool.groups(vdisk)
+            )  # after the look at the index: a group is there before its checksums
+            for group in known:
+                if group not in there and not self._named[group]:
                     index.drop_segments(vdisk, group)
 
-        async with self._head.commit_pause():
-            if not self._head.gone:
-                await self._space.wait_for(forget)
+        await self._pace.run(forget)
 
 
 def _occupied(pool: DirectoryPool, vdisk: int) -> dict[int, int]:

@@ -24,11 +24,17 @@ class Pace:
     def __init__(self, workspace: Workspace, share: float = 1.0) -> None:
         self._workspace = workspace
         self.share = share
+        self._rested = trio.current_time()
 
     async def run(self, piece: Callable[[], T]) -> T:
         """Runs a piece in a thread, then rests as long as the share demands."""
-        begun = trio.current_time()
+        self._rested = trio.current_time()
         result = await self._workspace.wait_for(piece)
-        if self.share < 1.0:
-            await trio.sleep((trio.current_time() - begun) * (1 / self.share - 1))
+        await self.rest()
         return result
+
+    async def rest(self) -> None:
+        """Rests for what was done since the last rest, or the last piece began."""
+        if self.share < 1.0:
+            await trio.sleep((trio.current_time() - self._rested) * (1 / self.share - 1))
+        self._rested = trio.current_time()

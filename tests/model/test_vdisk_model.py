@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from replication import head, head_write, log, pool_directory, vdisks
+from replication import compaction, head, head_write, log, pool_directory, vdisks
 from tests.model.vdisk_walk import Walk
 from tests.replication.rig import expect_errors, run
 
@@ -22,6 +22,9 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "GROUP_BLOCKS", 400)
     monkeypatch.setattr(log, "STEP_BLOCKS_MAX", 128)
     monkeypatch.setattr(pool_directory, "OPEN_FILES_MAX", 3)
+    monkeypatch.setattr(compaction, "GROUP_BLOCKS", 400)
+    monkeypatch.setattr(compaction, "MOVE_BLOCKS", 50)
+    monkeypatch.setattr(compaction, "REPOINT_VBLOCKS", 1)
     for module in (head, head_write, vdisks):
         monkeypatch.setattr(module, "DIRTY_ROWS_MAX", 4)
 

@@ -11,7 +11,7 @@ import trio
 from metadata.catalog import NEXT_ID_KEY, Change, encode_value
 from metadata.errors import Corrupt, Unavailable
 from metadata.ids import VdiskId
-from replication import collector, log, log_floor
+from replication import collector, compaction, log, log_floor
 from replication.cloning import copy_range
 from replication.collector import Collector
 from replication.commit import flush
@@ -43,6 +43,9 @@ BLOCKS = 100
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "GROUP_BLOCKS", GROUP)
     monkeypatch.setattr(log, "STEP_BLOCKS_MIN", 16)
+    monkeypatch.setattr(compaction, "GROUP_BLOCKS", 600)  # two moves and a bit
+    monkeypatch.setattr(compaction, "MOVE_BLOCKS", 48)
+    monkeypatch.setattr(compaction, "REPOINT_VBLOCKS", 1)
 
 
 async def collect(vdisks: Vdisks, **arguments: Any) -> dict[str, int]:
@@ -79,7 +82,7 @@ class TestSpaceThatNobodyReads:
                 assert (rig.group_files(20), foreseen["deleted_groups"]) == (before, 0)
                 done = await collect(vdisks)
                 left = rig.group_files(20)
-                assert done["deleted_groups"] == len(before) - len(left) > 4
+                assert done["deleted_groups"] == len(set(before) - set(left)) > 4
                 assert done["freed_bytes"] > 4 * GROUP * B
                 assert done["garbage_bytes"] == foreseen["garbage_bytes"] >= done["freed_bytes"]
                 assert done["live_bytes"] == BLOCKS * B
