@@ -173,16 +173,30 @@ def _add_vdisk_verbs(verb: AddVerb) -> None:
     added.add_argument("--snapshots", action="store_true", help="with their snapshots")
     added.add_argument("--now", action="store_true", help="for good, not into the trash")
 
-    added = verb("import", "tools.commands_vdisk:import_image", "make a vdisk out of a disk image")
-    added.add_argument("file", metavar="FILE", help="raw, or any format that qemu-img knows")
+    added = verb(
+        "import",
+        "tools.commands_vdisk:import_image",
+        "make a vdisk out of a disk image, or bring it up to date",
+    )
+    added.add_argument(
+        "file",
+        metavar="FILE",
+        help="raw, or any format that qemu-img knows, or what 'export --from' wrote (-: standard input)",
+    )
     added.add_argument("path", metavar="PATH")
     added.add_argument("-f", dest="image_format", metavar="FORMAT", help="FILE's format (default: found out)")
 
     added = verb("export", "tools.commands_vdisk:export_image", "make a disk image out of a vdisk")
     added.add_argument("path", metavar="PATH[@SNAP]")
-    added.add_argument("file", metavar="FILE")
+    added.add_argument("file", metavar="FILE", help="a stream goes to standard output for -")
     added.add_argument(
-        "-f", dest="image_format", metavar="FORMAT", help="default: by FILE's extension, or raw"
+        "-f",
+        dest="image_format",
+        metavar="FORMAT",
+        help="as qemu-img names it, or 'diff' for a stream to import in another pool (default: by FILE's extension, or raw)",
+    )
+    added.add_argument(
+        "--from", dest="base", metavar="SNAP", help="only what changed since this snapshot, as a stream"
     )
 
 

@@ -95,8 +95,12 @@ def _named_to_delete(path: str) -> Located:
 
 def import_image(arguments: argparse.Namespace) -> int:
     """Make a vdisk out of a disk image; all of it or nothing, durable when it returns."""
-    from tools import imaging
+    from tools import commands_stream, imaging
 
+    streamed = arguments.image_format is None and commands_stream.is_stream(arguments.file)
+    if streamed or arguments.image_format == commands_stream.FORMAT:
+        with _interruptible():
+            return commands_stream.import_stream(arguments)
     target = locate(arguments.path).path
     with _interruptible(), ProgressLine() as line:
         imaging.import_image(
@@ -110,8 +114,13 @@ def import_image(arguments: argparse.Namespace) -> int:
 
 def export_image(arguments: argparse.Namespace) -> int:
     """Make a disk image out of a vdisk; all of it or nothing, durable when it returns."""
-    from tools import imaging
+    from tools import commands_stream, imaging
 
+    if arguments.base is not None and arguments.image_format not in (None, commands_stream.FORMAT):
+        raise InvalidRequest(f"--from makes a difference stream, not {arguments.image_format}: leave -f away")
+    if arguments.base is not None or commands_stream.is_meant(arguments.file, arguments.image_format):
+        with _interruptible():
+            return commands_stream.export_stream(arguments)
     located, name = locate_snapshot(arguments.path)
     if name is None:
         source = _existing_vdisk(arguments.path).path
