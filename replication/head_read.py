@@ -167,6 +167,9 @@ async def _fill_page_cache(head: Reader, lying: list[tuple[GroupFile, int, int]]
 
 def _read_away(lying: list[tuple[GroupFile, int, int]]) -> None:
     """Thread: reads for the page cache's sake only; blocks that are wrong will show when they are used."""
+    if len(lying) > 1:
+        for file, position, blocks in lying:
+            file.read_ahead(position, blocks)
     buffer = memoryview(bytearray(max((blocks for _, _, blocks in lying), default=0) * BLOCK_BYTES))
     for file, position, blocks in lying:
         file.read(buffer[: blocks * BLOCK_BYTES], position)
@@ -199,8 +202,12 @@ async def read_plan(head: Reader, plan: list[Run], length: int) -> memoryview:
 
 
 def _read_jobs(jobs: "list[tuple[GroupSet, memoryview, int, array[int]]]") -> None:
+    for groups, view, place, _ in jobs:
+        file = groups.files[place >> 16]
+        file.ensure_open()
+        if len(jobs) > 1:
+            file.read_ahead(place & POSITION_MASK, len(view) // BLOCK_BYTES)
     for groups, view, place, expected in jobs:
-        groups.files[place >> 16].ensure_open()
         groups.read_run(view, place, expected)
 
 

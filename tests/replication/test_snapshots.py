@@ -121,7 +121,9 @@ class TestCreating:
                     stop = True
                 for turn in range(12):
                     found = [await view_content(vdisks, 100 + 3 * turn + n) for n in range(3)]
-                    numbers = [int.from_bytes(data[:8], "little") for data in found]
+                    numbers = [
+                        max(0, int.from_bytes(data[:8], "little") - 1) for data in found
+                    ]  # block(n) begins with n + 1
                     assert numbers == sorted(numbers, reverse=True)
                     assert numbers[0] - numbers[-1] <= 1
                 await sound(vdisks, 20, 21, 22)
