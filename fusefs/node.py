@@ -38,6 +38,7 @@ from fusefs.rollback_verbs import RollbackVerbs
 from fusefs.settings import NodeSettings
 from fusefs.snapshot_tree import SnapshotTree
 from fusefs.snapshot_verbs import SnapshotVerbs
+from fusefs.start_times import StartTimes
 from fusefs.trash import Trash, read_keep_s
 from fusefs.tree_verb import TreeVerb
 from metadata.catalog_sqlite import open_sqlite_catalog
@@ -190,7 +191,7 @@ def _check_state(state: str, pool: DirectoryPool) -> None:
         )
 
 
-async def _run(settings: NodeSettings) -> None:
+async def _run(settings: NodeSettings, times: StartTimes) -> None:
     async with AsyncExitStack() as stack:
         pool = open_pool(settings.pool)
         stack.callback(pool.close)
@@ -198,20 +199,26 @@ async def _run(settings: NodeSettings) -> None:
         pool.lock(settings.node)
         catalog = await open_sqlite_catalog(pathlib.Path(settings.pool, CATALOG_NAME))
         stack.push_async_callback(catalog.aclose)
+        times.note("pool and catalog")
         os.makedirs(settings.state, mode=0o700, exist_ok=True)
         _check_state(settings.state, pool)
         index = _open_index(os.path.join(settings.state, "index"))
         stack.callback(_close_index, index)
+        times.note("index")
         journal = Journal(os.path.join(settings.state, "journal"), pool.salt)
         stack.callback(journal.close)
         workspace = Workspace(pool, index, journal, catalog, settings.node)
         store = await stack.enter_async_context(NamespaceStore(catalog))
+        times.note("names")
         vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
-        await _serve(settings, workspace, vdisks, store)
+        times.note("journal and logs")
+        await _serve(settings, workspace, vdisks, store=store, times=times)
         log.info("the mount is gone; putting vdisks to rest")
 
 
-async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, store: NamespaceStore) -> None:
+async def _serve(
+    settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, *, store: NamespaceStore, times: StartTimes
+) -> None:
     tree = SnapshotTree(store.namespace, vdisks.family)
     operations = Operations(store, vdisks, node=settings.node, tree=tree)
 
@@ -264,6 +271,8 @@ async def _serve(settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, s
             else:
                 await operations.drop_orphans()
             report_ready(settings.ready_fd)
+            times.note("channel")
+            log.info("serving %s after the start", times.describe())
             await channel.serve()
             await operations.drop_orphans()
             nursery.cancel_scope.cancel()
@@ -333,10 +342,12 @@ def main(arguments: list[str]) -> int:
     """Runs a daemon until its mount is gone; ``arguments`` is one NodeSettings as JSON."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = NodeSettings.from_json(arguments[0])
+    times = StartTimes()
+    times.note("imports")
     _prepare_process()
     report_progress(settings.ready_fd, "opening the pool")
     try:
-        trio.run(_run, settings)
+        trio.run(_run, settings, times)
     except VdiskfsError as exc:
         log.error("ended: %s", exc)
         report_error(settings.ready_fd, str(exc))

@@ -10,7 +10,6 @@ import errno
 import mmap
 import os
 import struct
-from array import array
 
 from xxhash import xxh3_64_intdigest
 
@@ -22,6 +21,9 @@ CAPACITY = 1 << 18
 
 _HINT = struct.Struct("<Q")
 """Behind the ring: entries before this sequence are needed no more. A hint: versions decide."""
+
+_PAGE_SLOTS = 4096 // ENTRY_BYTES
+"""Entries that reach the disk together."""
 
 _pack_body, _pack_check = BODY.pack, CHECK.pack
 
@@ -77,17 +79,10 @@ class Journal:
 
     def replay(self) -> dict[int, list[JournalEntry]]:
         """All whole entries still needed by vdisk, oldest first; the next sequence is set behind them."""
-        sequences = array("Q", bytes(self._map))[:: ENTRY_BYTES // 8]
         (needed_from,) = _HINT.unpack_from(self._map, self.capacity * ENTRY_BYTES)
-        del sequences[self.capacity :]
-        written = [
-            (slot, sequence)
-            for slot, sequence in enumerate(sequences)
-            if sequence and sequence % self.capacity == slot
-        ]
-        if needed_from > 1 + max((sequence for _, sequence in written), default=0):
+        if not self._is_plausible(needed_from):
             needed_from = 0  # no such hint was ever given
-        slots = [slot for slot, sequence in written if sequence >= needed_from]
+        slots = self._slots_from(max(1, needed_from))
         found = (
             decode_entry(self._map[at * ENTRY_BYTES : (at + 1) * ENTRY_BYTES], self._salt) for at in slots
         )
@@ -98,6 +93,39 @@ class Journal:
         for entry in entries:
             by_vdisk.setdefault(entry.vdisk, []).append(entry)
         return by_vdisk
+
+    def _sequence_in(self, slot: int) -> int:
+        """What stands there for a sequence number: 0 if nothing, anything if it is damaged."""
+        sequence: int = _HINT.unpack_from(self._map, slot * ENTRY_BYTES)[0]
+        return sequence
+
+    def _slots_from(self, needed: int) -> list[int]:
+        """The slots with an entry of this sequence or a later one.
+
+        Guests wait for this after a kill, so pages are judged by their ends first: entries were written in order.
+        """
+        capacity, sequence_in, found = self.capacity, self._sequence_in, []
+        page_of_needed = needed % capacity // _PAGE_SLOTS * _PAGE_SLOTS
+        for first in range(0, capacity, _PAGE_SLOTS):
+            end = min(first + _PAGE_SLOTS, capacity)
+            if first == page_of_needed or sequence_in(first) >= needed or sequence_in(end - 1) >= needed:
+                for slot in range(first, end):
+                    sequence = sequence_in(slot)
+                    if sequence >= needed and sequence % capacity == slot:
+                        found.append(slot)
+        return found
+
+    def _is_plausible(self, hint: int) -> bool:
+        """Whether the ring has turned far enough for this hint to have been given."""
+        before = max(0, hint - 1)
+        last = self._sequence_in(before % self.capacity)
+        if not before or (last >= before and not (last - before) % self.capacity):
+            return True
+        return hint <= 1 + max(map(self._sequence_of_whole, range(self.capacity)))
+
+    def _sequence_of_whole(self, slot: int) -> int:
+        sequence = self._sequence_in(slot)
+        return sequence if sequence % self.capacity == slot else 0
 
     def close(self) -> None:
         """Unmaps the file."""
