@@ -10,8 +10,6 @@ from metadata.units import BLOCK_BYTES
 
 ATTR_TIMEOUT_S = 1.0
 ENTRY_TIMEOUT_S = 300.0
-TREE_ENTRY_TIMEOUT_S = 1.0
-"""Of names in ``.snapshots``: they come and go with others' names, of which the kernel is not told."""
 DIRECTORY_BYTES = 4096
 
 _FORMATS = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
@@ -36,10 +34,15 @@ def entry_of(number: int, inode: Inode, links: int) -> pyfuse3.EntryAttributes:
 
 
 def entry_of_frozen(found: KernelAttributes) -> pyfuse3.EntryAttributes:
-    """What the tree of snapshots knows. Its names are asked for each second: vdisks above are renamed."""
+    """What the tree of snapshots knows.
+
+    Its directories are looked up each time: they come and go, and change places, with others, of which the kernel is
+    not told. It is told of snapshots' names that go.
+    """
     shown = pyfuse3.EntryAttributes()
     shown.st_ino, shown.st_mode, shown.st_nlink = found.inode, found.mode, found.links
-    shown.attr_timeout, shown.entry_timeout = found.valid_s, TREE_ENTRY_TIMEOUT_S
+    shown.attr_timeout = found.valid_s
+    shown.entry_timeout = 0 if stat.S_ISDIR(found.mode) else ENTRY_TIMEOUT_S
     shown.st_uid, shown.st_gid = found.uid, found.gid
     shown.st_size, shown.st_blocks, shown.st_blksize = found.size, found.blocks, found.block_bytes
     shown.st_atime_ns, shown.st_mtime_ns, shown.st_ctime_ns = found.atime_ns, found.mtime_ns, found.ctime_ns

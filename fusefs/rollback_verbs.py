@@ -7,6 +7,8 @@ import datetime
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import trio
+
 from fusefs.control import Progress, Verb
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
@@ -19,6 +21,7 @@ from replication.family import Family
 from replication.vdisks import VdiskStat
 
 SUFFIXES_MAX = 1000
+CLOSE_LOOKS, CLOSE_PERIOD_S = 20, 0.02
 
 
 class RevertedSnapshots(Protocol):
@@ -60,6 +63,7 @@ class RollbackVerbs:
     async def _rollback(self, arguments: dict[str, Any], _: Progress) -> object:
         vdisk, name = self._paths.vdisk(path_in(arguments)), text_in(arguments, "name")
         snapshot = self._family.snapshot(vdisk, name)
+        await self._wait_closed(vdisk)
         stat = self._vdisks.stat_nowait(vdisk) or await self._vdisks.stat(vdisk)
         if stat.size != snapshot.size and self._vdisks.has_handles(vdisk):
             raise Busy(  # a kernel with a write-back cache believes its own size of an open file
@@ -77,6 +81,13 @@ class RollbackVerbs:
             "name": name,
             "kept": snapshot_facts(kept, path=self._paths.path_of(vdisk)),
         }
+
+    async def _wait_closed(self, vdisk: VdiskId) -> None:
+        """The kernel tells of a close a moment after close(2) has returned; no longer than that."""
+        for _ in range(CLOSE_LOOKS):
+            if not self._vdisks.has_handles(vdisk):
+                return
+            await trio.sleep(CLOSE_PERIOD_S)
 
     def _free_name(self, vdisk: VdiskId) -> str:
         """What the content before a rollback is kept as."""

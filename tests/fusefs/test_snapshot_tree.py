@@ -80,8 +80,9 @@ def test_a_snapshot_is_a_file_that_nobody_may_write() -> None:
         assert found.st_mode == stat.S_IFREG | 0o440  # the vdisk's is 0640
         assert (found.st_uid, found.st_gid, found.st_nlink) == (1000, 1001, 1)
         assert (found.st_mtime_ns, found.st_ctime_ns, found.attr_timeout) == (70, 80, 300)
-        assert found.entry_timeout == 1
-        mirrored = await mount.operations.getattr(inside, mount.ctx)
+        assert found.entry_timeout == 300
+        mirrored = await mount.operations.lookup(await walk(mount, TREE), b"disk", mount.ctx)
+        assert (mirrored.entry_timeout, mirrored.attr_timeout) == (0, 1)
         assert mirrored.st_mode == stat.S_IFDIR | 0o550
         info = await mount.operations.open(5000, os.O_RDONLY, mount.ctx)
         assert (info.keep_cache, info.fh & ((1 << HANDLE_SHIFT) - 1)) == (True, 5000)
