@@ -114,9 +114,15 @@ class Differences:
         older, newer = self._line_ends()
         if older is None or newer is None or older.version == newer.version:
             return iter(())
-        versions = (older.version, newer.version)
+        rollbacks = max(
+            older.rollbacks, newer.rollbacks, key=len
+        )  # later ones mask nothing for an older version
         return self._index.row_pairs(
-            newer.vdisk, versions, first_vblock=first, end_vblock=end, rollbacks=newer.rollbacks
+            newer.vdisk,
+            (older.version, newer.version),
+            first_vblock=first,
+            end_vblock=end,
+            rollbacks=rollbacks,
         )
 
     def _line_ends(self) -> tuple[Ancestor | None, Ancestor | None]:
