@@ -290,6 +290,38 @@ class TestBesideOthers:
 
         run(main)
 
+    def test_what_a_rollback_hides_goes_and_what_it_brought_back_stays(self, rig: Rig) -> None:
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                head, wanted = await scattered(vdisks, 20)
+                snapshots = Snapshots(vdisks)
+                await snapshots.create([(VdiskId(20), "s", 50)])
+                for block_no in range(BLOCKS):
+                    await write(head, block_no * B, block(3000 + block_no))
+                await flush(head)
+                for number in list(vdisks.handles):
+                    vdisks.close(number)
+                await snapshots.rollback(VdiskId(20), "s", keep_as=("before", 51))
+                head = await opened(vdisks, 20)
+                assert await content(head) == wanted
+                await collect(vdisks)
+                assert await content(head) == wanted
+                view = await vdisks.reader_of(await vdisks.open_version(51))
+                assert await content(view) == blocks(*range(3000, 3000 + BLOCKS)).ljust(2 * MIB, b"\0")  # type: ignore[arg-type]
+                for number in list(vdisks.handles):
+                    vdisks.close(number)
+                await snapshots.remove(VdiskId(20), "before")
+                await snapshots.remove(VdiskId(20), "s")
+                assert (await collect(vdisks))["pruned_rows"] > 0
+                head = await opened(vdisks, 20)
+                assert await content(head) == wanted
+                await sound(vdisks, 20)
+            rig.lose_state()
+            async with rig.node() as vdisks:
+                assert await content(await opened(vdisks, 20)) == wanted
+
+        run(main)
+
     def test_a_truncation_not_yet_in_the_index_hides_what_was_moved(self, rig: Rig) -> None:
         async def main() -> None:
             async with rig.node() as vdisks:
