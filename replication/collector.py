@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 
 from metadata.catalog import NEXT_ID_KEY, VDISK_PREFIX, decode_value, id_in_key
 from metadata.errors import IndexDamaged, NoSpace, NotOwner, VdiskfsError
-from metadata.ids import VdiskId, is_compacted
+from metadata.ids import POSITION_BITS, VdiskId, is_compacted
 from metadata.liveness import GroupUse, live_blocks, plan_compaction
 from metadata.units import BLOCK_BYTES
 from replication.commit import flush
 from replication.compaction import Compaction
 from replication.head import Head
-from replication.log_floor import settle
+from replication.log_floor import seal, settle
 from replication.marking import mark, mark_stored
 from replication.ownership import read_facts
 from replication.pacing import Pace
@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 GARBAGE_LEFT = 0.1
 """Of what lives in a vdisk, may stay garbage: moving the rest would cost more than it gives back."""
+SEAL_SHARE = 0.2
+"""Garbage in the open group, of what lives in the vdisk, that makes it worth beginning another."""
+SEAL_BYTES_MIN = 4 << 20
+"""And at least so much."""
 MOVE_BYTES_MAX = 1 << 30
 """Moved in one collection of a vdisk, before its empty groups go: so much room it takes at most."""
 
@@ -70,6 +74,11 @@ class _Survey:
 
     def is_closed(self, group: int) -> bool:
         return is_compacted(group) or group < self.first_open
+
+    def open_garbage_bytes(self, live: Mapping[int, int]) -> int:
+        """What is garbage in the group that the log fills now, and cannot go before it fills another."""
+        opened = [(group, size) for group, size in self.occupied.items() if not self.is_closed(group)]
+        return sum(max(0, size - live.get(group, 0) * BLOCK_BYTES) for group, size in opened)
 
     def uses(self, live: Mapping[int, int]) -> list[GroupUse]:
         """The closed groups."""
@@ -143,11 +152,16 @@ class Collector:
         await self._space.wait_for(lambda: self._space.pool.remove_vdisk(vdisk))
         sums.freed_bytes += size
 
+    async def _own_bytes(self, vdisk: int) -> int:
+        return (await self._vdisks.stat(VdiskId(vdisk))).allocated_bytes
+
     async def _guarded(self, vdisk: int, sums: Sums, pace: Pace, *, dry_run: bool) -> None:
         """One vdisk that cannot be collected does not stop the others."""
         try:
-            if len(await self._space.wait_for(lambda: self._space.pool.groups(vdisk))) < 2:
-                return  # the open group of the log
+            sizes = await self._space.wait_for(lambda: _occupied(self._space.pool, vdisk))
+            if len(sizes) < 2 and sum(sizes.values()) <= SEAL_BYTES_MIN:
+                sums.live_bytes += await self._own_bytes(vdisk)
+                return  # the open group of the log, and nothing to seal it for
             async with self._vdisks.using(VdiskId(vdisk)) as head, head.layout_lock:
                 await _Collection(self._vdisks, head, pace, sums=sums).run(dry_run=dry_run)
         except IndexDamaged as exc:
@@ -170,20 +184,28 @@ class _Collection:
     async def run(self, *, dry_run: bool) -> None:
         """Mark, and unless ``dry_run``, settle and sweep."""
         await flush(self._head)
-        survey = await self._survey()
-        found = await mark(self._vdisks, self._vdisk, self._pace, prune=not dry_run)
-        self._named = found.live
-        uses = survey.uses(found.live)
-        self._sums.live_bytes += live_blocks(found.live) * BLOCK_BYTES
+        survey, live = await self._look(prune=not dry_run)
+        if not dry_run and survey.open_garbage_bytes(self._named) > max(SEAL_BYTES_MIN, SEAL_SHARE * live):
+            await seal(self._head)
+            survey, live = await self._look(prune=True)
+        uses = survey.uses(self._named)
+        self._sums.live_bytes += live
         self._sums.garbage_bytes += sum(use.garbage_bytes for use in uses)
-        self._sums.pruned_rows += found.pruned
         if dry_run:
             return
         dead = [use.group for use in uses if not use.live_blocks]
-        dead += await self._compact(uses, live_bytes=live_blocks(found.live) * BLOCK_BYTES)
+        dead += await self._compact(uses, live_bytes=live)
         if dead:
             await self._sweep(dead, survey)
         await self._forget_segments()
+
+    async def _look(self, *, prune: bool) -> tuple[_Survey, int]:
+        """The groups, and how many bytes live; ``_named`` says where."""
+        survey = await self._survey()
+        found = await mark(self._vdisks, self._vdisk, self._pace, prune=prune)
+        self._named = found.live
+        self._sums.pruned_rows += found.pruned
+        return survey, live_blocks(found.live) * BLOCK_BYTES
 
     async def _compact(self, uses: list[GroupUse], *, live_bytes: int) -> list[int]:
         """Moves what is worth it; returns the groups that then may be empty."""
@@ -206,11 +228,14 @@ class _Collection:
     async def _survey(self) -> _Survey:
         def look() -> _Survey:
             state = self._space.index.state(self._vdisk)
-            return _Survey(
-                _occupied(self._space.pool, self._vdisk), state.record_place >> 16 if state is not None else 0
-            )
+            first_open = state.record_place >> POSITION_BITS if state is not None else 0
+            return _Survey(_occupied(self._space.pool, self._vdisk), first_open)
 
-        return await self._space.wait_for(look)
+        found, log_file = await self._space.wait_for(look), self._head.log.file
+        if log_file is not None and log_file.group in found.occupied:  # what is preallocated is no garbage
+            written = self._head.log.tail * BLOCK_BYTES
+            found.occupied[log_file.group] = min(found.occupied[log_file.group], written)
+        return found
 
     async def _sweep(self, dead: list[int], survey: _Survey) -> None:
         settled = await settle(self._head)

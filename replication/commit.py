@@ -373,7 +373,7 @@ async def start_running(head: Head) -> None:
 
 
 async def _make_room(head: Head, block_count: int) -> None:
-    owner_log, tail = head.log, head.log.tail
+    owner_log, tail, broken = head.log, head.log.tail, head.log.broken
     files, pool = owner_log.files_to_grow(), head.workspace.pool
     pool.hold(files)
     try:
@@ -383,6 +383,9 @@ async def _make_room(head: Head, block_count: int) -> None:
         )
     finally:
         pool.release(files)
+    if owner_log.broken and not broken:  # a commit failed meanwhile: what is pending has to be rescued first
+        await head.workspace.wait_for(lambda: owner_log.give_back(room))
+        return
     owner_log.use_room(room)
 
 

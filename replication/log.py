@@ -230,6 +230,17 @@ class OwnerLog:
         file.ensure_open()
         return self._grow(file, tail, block_count=block_count, written=written)
 
+    def next_room(self) -> "Room":
+        """Thread: room in a new group, though the open one may have some: that one gets no more."""
+        self.step = STEP_BLOCKS_MIN
+        return self._next_room(1)
+
+    def give_back(self, room: "Room") -> None:
+        """Thread: room that was made is not used."""
+        if room.file is not self.file:
+            room.file.close()
+            self.pool.remove_group(room.file.vdisk, room.file.group)
+
     def _next_room(self, block_count: int, *, written: bool = False) -> "Room":
         file = self._create_next_group()
         try:

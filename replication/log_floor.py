@@ -21,6 +21,7 @@ from replication.checkpoint import checkpoint
 from replication.commit import flush, start_running
 from replication.head import Head
 from replication.ownership import Floor, read_facts, set_floor
+from replication.pool_directory import GroupFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +81,35 @@ async def _number_state(head: Head, number: int) -> VdiskState:
         state = await head.workspace.wait_for(give)
         head.collected = number
     return state
+
+
+async def seal(head: Head) -> None:
+    """Makes the log go on in a new group, so that the one it fills now can be collected.
+
+    Raises:
+        NoSpace, Unavailable: it goes on where it was, or the commit failed as any may.
+    """
+    await flush(head)
+    owner_log, space = head.log, head.workspace
+    async with head.room_lock:
+        await start_running(head)
+        room = await space.wait_for(owner_log.next_room)
+        if owner_log.broken or head.gone:  # what is pending must be moved out of the group that failed first
+            await space.wait_for(lambda: owner_log.give_back(room))
+            raise Unavailable(f"a commit failed meanwhile vdisk={head.vdisk}")
+        file, end = owner_log.file, owner_log.tail
+        owner_log.use_room(room)
+    head.change_no += 1  # a commit of nothing: its record is the new group's first
+    await flush(head)
+    if file is not None and not head.gone:
+        space.pool.hold((file,))
+        try:
+            await space.wait_for(lambda: _trim(file, end))
+        finally:
+            space.pool.release((file,))
+
+
+def _trim(file: GroupFile, end: int) -> None:
+    """Thread: gives back what was preallocated."""
+    file.ensure_open()
+    file.trim(end)

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from metadata.catalog import NEXT_ID_KEY, Change, encode_value
-from metadata.errors import Corrupt, Unavailable
+from metadata.errors import Corrupt, NoSpace, Unavailable
 from metadata.ids import VdiskId
 from replication import collector, compaction, log, log_floor
 from replication.cloning import copy_range
@@ -164,6 +164,75 @@ class TestSpaceThatNobodyReads:
                 await overwrite(head, 1, count=GROUP + 1)
                 assert (await collect(vdisks))["deleted_groups"] >= 1
                 assert await content(head) == after(1, count=GROUP + 1)[: (GROUP + 1) * B]
+
+        run(main)
+
+
+class TestTheOpenGroup:
+    @pytest.mark.parametrize("lost", ["nothing", "index", "state"])
+    @pytest.mark.parametrize("kill", [False, True], ids=["rested", "killed"])
+    def test_a_group_full_of_garbage_is_sealed_and_goes(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch, lost: str, kill: bool
+    ) -> None:
+        monkeypatch.setattr(log, "GROUP_BLOCKS", 1000)
+        monkeypatch.setattr(collector, "SEAL_BYTES_MIN", 100 << 10)
+
+        async def main() -> None:
+            async with rig.node(kill=kill) as vdisks:
+                head = await written_over(vdisks, 20)
+                assert len(rig.group_files(20)) == 1
+                version = head.log.version
+                assert (await collect(vdisks, dry_run=True))["garbage_bytes"] == 0
+                assert (await collect(vdisks))["deleted_groups"] == 1
+                assert head.log.version == version + 1
+                assert sum(path.stat().st_blocks * 512 for path in rig.group_files(20)) < 1.5 * BLOCKS * B
+                assert await content(head) == after(5)
+                await sound(vdisks, 20)
+                assert (await collect(vdisks))["deleted_groups"] == 0
+                await write(head, 0, block(7))
+                await flush(head)
+            {"nothing": lambda: None, "index": rig.lose_index, "state": rig.lose_state}[lost]()
+            async with rig.node() as vdisks:
+                head = await opened(vdisks, 20)
+                assert await content(head) == block(7) + after(5)[B:]
+                await sound(vdisks, 20)
+
+        run(main)
+
+    def test_a_vdisk_that_rests_is_sealed_too(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(log, "GROUP_BLOCKS", 1000)
+        monkeypatch.setattr(collector, "SEAL_BYTES_MIN", 100 << 10)
+
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                await written_over(vdisks, 20)
+            async with rig.node() as vdisks:
+                assert (await collect(vdisks))["deleted_groups"] == 1
+                head = await opened(vdisks, 20)
+                await write(head, 0, block(7))
+                assert await content(head) == block(7) + after(5)[B:]
+            rig.lose_state()
+            async with rig.node() as vdisks:
+                assert await content(await opened(vdisks, 20)) == block(7) + after(5)[B:]
+
+        run(main)
+
+    def test_writes_that_do_not_find_room_for_the_next_group_can_still_be_flushed(
+        self, faulty: FaultyRig
+    ) -> None:
+        async def main() -> None:
+            async with faulty.node() as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await write(head, 0, block(1))
+                await flush(head)
+                await write(head, 0, block(2))
+                faulty.faults.blocks_free = 0
+                with pytest.raises(NoSpace):
+                    await log_floor.seal(head)
+                faulty.faults.disarm()
+                await flush(head)
+                assert (await content(head))[:B] == block(2)
+                await sound(vdisks, 20)
 
         run(main)
 

@@ -9,7 +9,7 @@ import trio.testing
 
 from metadata.errors import NoSpace, Unavailable
 from metadata.units import GROUP_BLOCKS
-from replication import head_write
+from replication import head_write, log
 from replication.commit import LIGHT_COMMITS_MAX, begin_nowait, flush, grow_ahead
 from replication.head import Head
 from replication.log import AHEAD_BLOCKS
@@ -493,3 +493,33 @@ class TestIndexThatLags:
 
         run(main)
         expect_errors(caplog, "the index lags behind")
+
+
+def test_a_new_group_made_while_a_commit_fails_does_not_hide_the_failure(
+    faulty: FaultyRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was pending in the group that failed is moved, though the next group is there already."""
+    monkeypatch.setattr(log, "GROUP_BLOCKS", 32)
+
+    async def main() -> None:
+        async with faulty.node() as vdisks:
+            head = await create(vdisks, 20, MIB)
+            await write(head, 0, blocks(*range(20)))
+            (failed,) = head.log.pending.files
+            async with trio.open_nursery() as nursery, faulty.faults.held("create") as creating:
+                async with faulty.faults.held("sync") as syncing:
+                    begin_nowait(head)
+                    await syncing.wait_reached()
+                    nursery.start_soon(write, head, 20 * B, blocks(*range(20, 40)))
+                    await creating.wait_reached()
+                    faulty.faults.failing["sync"] = 1
+                while head.commit_done is not None:
+                    await trio.lowlevel.checkpoint()
+                assert head.log.broken
+            assert head.log.broken or failed not in head.log.pending.files
+            await flush(head)
+            assert not {place >> 16 for place in head.rows[0][:40]} & {failed}
+            assert await content(head) == blocks(*range(40)).ljust(MIB, b"\0")
+            await sound(vdisks, 20)
+
+    run(main)
