@@ -261,10 +261,12 @@ async def _serve(
             nursery.start_soon(vdisks.run)
             if not settings.read_only:
                 nursery.start_soon(trash.run)
+            nursery.start_soon(pyfuse3.main, *PYFUSE_TASKS)
+            is_successor = await channel.resume()
+            vdisks.knows_all_handles = not is_successor
             control = ControlServer(verbs, path=settings.control, uid=settings.uid)
             await nursery.start(control.run)
-            nursery.start_soon(pyfuse3.main, *PYFUSE_TASKS)
-            if await channel.resume():
+            if is_successor:
                 if not channel.ask_resend():
                     log.warning("this kernel cannot resend requests: those in flight fail with EIO")
                 await operations.drop_orphans(kernel_knows=notifications.knows_inode)

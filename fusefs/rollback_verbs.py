@@ -34,6 +34,8 @@ class RevertedSnapshots(Protocol):
 class RevertedVdisks(Protocol):
     """What is asked of the vdisks beside that."""
 
+    knows_all_handles: bool
+
     def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None: ...
     async def stat(self, vdisk: VdiskId) -> VdiskStat: ...
     def has_handles(self, vdisk: VdiskId) -> bool: ...
@@ -63,31 +65,44 @@ class RollbackVerbs:
     async def _rollback(self, arguments: dict[str, Any], _: Progress) -> object:
         vdisk, name = self._paths.vdisk(path_in(arguments)), text_in(arguments, "name")
         snapshot = self._family.snapshot(vdisk, name)
-        await self._wait_closed(vdisk)
+        is_open = await self._is_open(vdisk)
         stat = self._vdisks.stat_nowait(vdisk) or await self._vdisks.stat(vdisk)
-        if stat.size != snapshot.size and self._vdisks.has_handles(vdisk):
+        if is_open and stat.size != snapshot.size:
             raise Busy(  # a kernel with a write-back cache believes its own size of an open file
                 "the vdisk is open, and its size would change: close it first, "
-                f"or clone the snapshot {self._paths.path_of(vdisk)}@{name}",
+                f"or clone the snapshot {self._paths.path_of(vdisk)}@{name}"
+            )
+        if is_open and not self._vdisks.knows_all_handles:
+            raise Busy(
+                "the vdisk is open, and as the daemon was restarted since, nobody knows whether for writing: "
+                f"close it first, or clone the snapshot {self._paths.path_of(vdisk)}@{name}"
             )
         keep_as = (self._free_name(vdisk), await self._store.new_inode())
         kept = await self._snapshots.rollback(vdisk, name, keep_as=keep_as)
         await self._notifications.write_back(vdisk, 0)
-        place = self._store.namespace.place(vdisk)
-        if place is not None:
-            await self._notifications.forget_entry(place.parent, place.name)
+        await self._forget_entry(vdisk)
         return {
             "path": self._paths.path_of(vdisk),
             "name": name,
             "kept": snapshot_facts(kept, path=self._paths.path_of(vdisk)),
         }
 
-    async def _wait_closed(self, vdisk: VdiskId) -> None:
-        """The kernel tells of a close a moment after close(2) has returned; no longer than that."""
+    async def _is_open(self, vdisk: VdiskId) -> bool:
+        """Whether anybody has the file open: without a name the kernel keeps only what is.
+
+        It tells of a close a moment after close(2) has returned; we wait no longer than that.
+        """
         for _ in range(CLOSE_LOOKS):
-            if not self._vdisks.has_handles(vdisk):
-                return
+            await self._forget_entry(vdisk)
+            if not self._vdisks.has_handles(vdisk) and not self._notifications.knows_inode(vdisk):
+                return False
             await trio.sleep(CLOSE_PERIOD_S)
+        return True
+
+    async def _forget_entry(self, vdisk: VdiskId) -> None:
+        place = self._store.namespace.place(vdisk)
+        if place is not None:
+            await self._notifications.forget_entry(place.parent, place.name)
 
     def _free_name(self, vdisk: VdiskId) -> str:
         """What the content before a rollback is kept as."""

@@ -30,7 +30,7 @@ from metadata.units import TRASH_S_DEFAULT
 from replication.family import Family
 from replication.vdisks import VdiskStat
 
-PERIOD_S = 5.0
+PERIOD_S = 1.0
 """Between two looks for what has been in the trash long enough."""
 FREE_PERCENT_MIN = 5
 """A pool with less free space purges the oldest, however new they are."""

@@ -110,6 +110,8 @@ class Vdisks:
         """Called when a vdisk's content changes in another way than by writing: a rollback."""
         self.flattening: set[int] = set()
         """Vdisks into which their parents' blocks are being copied."""
+        self.knows_all_handles = True
+        """False behind a daemon that died: of files that are open we hear when something is done with them."""
         self._views: dict[int, View] = {}
         """Open snapshots, by id."""
         self._resting: dict[int, Resting] = {}
@@ -203,7 +205,7 @@ class Vdisks:
 
     def has_buffered_writer(self, vdisk: VdiskId) -> bool:
         """Whether the kernel may hold data of this vdisk that no request has brought yet."""
-        return self._files.has_writer(vdisk, buffered=True)
+        return not self.knows_all_handles or self._files.has_writer(vdisk, buffered=True)
 
     def has_writer(self, vdisk: VdiskId) -> bool:
         """Whether a file of this vdisk is open for writing."""

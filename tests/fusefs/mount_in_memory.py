@@ -62,6 +62,7 @@ class VdisksInMemory:
     broken: dict[int, VdiskfsError] = field(default_factory=dict)
     family: Family = field(default_factory=Family)
     buffered: set[int] = field(default_factory=set)
+    knows_all_handles: bool = True
     waits: int = 0
     clock_ns: Callable[[], int] = lambda: 0
 

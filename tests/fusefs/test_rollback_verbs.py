@@ -6,7 +6,7 @@ import os
 import pytest
 
 from metadata.catalog import ROOT_ID
-from metadata.errors import VdiskfsError
+from metadata.errors import Busy, VdiskfsError
 from replication.vdisks import VdiskStat
 from tests.fusefs.asked_snapshots import Asked, asking
 
@@ -19,7 +19,7 @@ def test_a_rollback_keeps_what_was_there_and_tells_the_kernel() -> None:
         assert answer["kept"]["name"] == "before-rollback-20010909-014640"
         assert (await asked.ask("snap_rollback", path="a", name="one"))["kept"]["name"].endswith("-014640-2")
         assert asked.kernel.written_back == [disk, disk]
-        assert asked.kernel.forgotten == [(ROOT_ID, b"a")] * 2
+        assert asked.kernel.forgotten == [(ROOT_ID, b"a")] * 4
 
     asking(scenario)
 
@@ -34,6 +34,20 @@ def test_an_open_file_does_not_change_its_size_under_its_reader() -> None:
             await asked.ask("snap_rollback", path="a", name="one")
         assert caught.value.number == errno.EBUSY
         await asked.mount.operations.release(info.fh)
+        await asked.ask("snap_rollback", path="a", name="one")
+
+    asking(scenario)
+
+
+def test_what_may_be_open_since_before_a_restart_is_not_rolled_back() -> None:
+    async def scenario(asked: Asked) -> None:
+        disk = await asked.disk("a")
+        await asked.ask("snap_create", paths=["a"], name="one")
+        asked.mount.vdisks.knows_all_handles = False
+        asked.kernel.known = {disk}
+        with pytest.raises(Busy, match="nobody knows whether for writing"):
+            await asked.ask("snap_rollback", path="a", name="one")
+        asked.kernel.known = set()
         await asked.ask("snap_rollback", path="a", name="one")
 
     asking(scenario)

@@ -329,6 +329,21 @@ def test_a_reader_sees_a_rollback_that_leaves_the_size_alone(mounted: MountedPoo
         assert os.pread(file.fileno(), 10, 0) == b"a" * 10
     with disk.open("r+b") as file:
         assert "open for writing" in failing(mounted, "snap", "rollback", f"{disk}@one")
+        mounted.kill_daemon()  # the next one has not heard of this file yet
+        assert "close it first" in failing(mounted, "snap", "rollback", f"{disk}@one")
+    mounted.run("snap", "rollback", f"{disk}@one")
+
+
+def test_after_a_restart_a_snapshot_still_has_what_the_kernel_had_not_written(mounted: MountedPool) -> None:
+    disk = mounted.create("disk", "1M")
+    with disk.open("r+b", buffering=0) as file:
+        file.write(b"a" * BLOCK)
+        os.fsync(file.fileno())
+        mounted.kill_daemon()
+        mounted.daemon_pid()
+        file.write(b"b" * BLOCK)
+        mounted.run("snap", "create", f"{disk}@one")
+    assert snapshot_file(mounted, disk, "one").read_bytes()[: 2 * BLOCK] == b"a" * BLOCK + b"b" * BLOCK
 
 
 def test_a_flattened_clone_needs_its_parent_no_more(mounted: MountedPool) -> None:
