@@ -98,7 +98,7 @@ class SnapshotTree:
                 return self._family.snapshot(origin, name.decode()).id
         else:
             child = self._namespace.lookup(origin, name)
-            if child in self._branches():
+            if self._has_snapshots(child):
                 return SYNTHETIC_IDS_FROM | child
         raise NotFound(f"no snapshots here name={name.decode(errors='replace')}")
 
@@ -155,6 +155,13 @@ class SnapshotTree:
             gid=vdisk.gid,
             block_bytes=BLOCK_BYTES,
         )
+
+    def _has_snapshots(self, inode: int) -> bool:
+        """Whether a vdisk has any, or a vdisk below a directory."""
+        if self._namespace.inode(inode).kind is not Kind.DIRECTORY:
+            return bool(self._family.snapshots(inode))
+        within = self._namespace.is_within
+        return any(within(snapshot.vdisk, inode) for snapshot in self._family.all_snapshots())
 
     def _branches(self) -> set[int]:
         """The vdisks that have snapshots, and every directory above them."""

@@ -10,8 +10,8 @@ kernel is told of each name that goes, because it did not take part in it.
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import trio
 
@@ -32,9 +32,12 @@ from replication.vdisks import VdiskStat
 
 PERIOD_S = 1.0
 """Between two looks for what has been in the trash long enough."""
+AT_ONCE = 32
+"""Deletions under way together."""
 FREE_PERCENT_MIN = 5
 """A pool with less free space purges the oldest, however new they are."""
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,31 @@ class TrashedVdisks(Protocol):
     def has_handles(self, vdisk: VdiskId) -> bool: ...
     def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None: ...
     async def statfs(self) -> os.statvfs_result: ...
+
+
+async def _together(work: Callable[[_T], Awaitable[None]], items: Sequence[_T]) -> None:
+    """Do something with each, several at once: changes of names under way together share a sync.
+
+    Raises:
+        VdiskfsError: the first that was raised; nothing was begun after that.
+    """
+    failures: list[VdiskfsError] = []
+    left = iter(items)
+
+    async def do_some() -> None:
+        for item in left:
+            try:
+                await work(item)
+            except VdiskfsError as exc:
+                failures.append(exc)
+            if failures:
+                return
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(AT_ONCE):
+            nursery.start_soon(do_some)
+    if failures:
+        raise failures[0]
 
 
 async def read_keep_s(catalog: Catalog) -> int:
@@ -126,8 +154,13 @@ class Trash:
         entries = dict.fromkeys(self._paths.entry(path_in({"path": path})) for path in paths)
         for entry in entries:
             self._check_removable(entry, with_snapshots=with_snapshots)
-        removed = [await self._remove(entry, now=now or not self._keep_s) for entry in entries]
-        return {"removed": removed}
+        removed: dict[Entry, dict[str, Any]] = {}
+
+        async def remove(entry: Entry) -> None:
+            removed[entry] = await self._remove(entry, now=now or not self._keep_s)
+
+        await _together(remove, list(entries))
+        return {"removed": [removed[entry] for entry in entries]}
 
     def _check_removable(self, entry: Entry, *, with_snapshots: bool) -> None:
         namespace = self._store.namespace
@@ -200,8 +233,7 @@ class Trash:
     async def _purge_verb(self, arguments: dict[str, Any], _: Progress) -> object:
         """One, by ``id`` or by ``path``, or ``all``."""
         chosen = self._oldest_first() if flag_in(arguments, "all") else [self._find(arguments)]
-        for vdisk, _trashed in chosen:
-            await self._purge(vdisk)
+        await _together(self._purge, [vdisk for vdisk, _trashed in chosen])
         return {"purged": [{"id": vdisk, "path": "/" + os.fsdecode(t.path)} for vdisk, t in chosen]}
 
     # What they share.
