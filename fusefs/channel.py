@@ -23,17 +23,17 @@ import trio
 from fusefs import fuse_abi as abi
 from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
+from fusefs.request_slots import REQUEST_BYTES_MAX, SLOT_BYTES, SLOTS, WRITE_BYTES_MAX, Slots, Waiting
 from metadata.errors import IndexDamaged, VdiskfsError
+from metadata.units import BLOCK_BYTES
 from replication.commit import begin_nowait, grow_ahead, note_sync
-from replication.groups import keep_split
 from replication.head import SYNC_STREAK, Head
 from replication.vdisks import Vdisks
 from replication.view import View
 
 log = logging.getLogger(__name__)
 
-WRITE_BYTES_MAX = abi.REQUEST_PAGES << 12
-REQUEST_BYTES_MAX = WRITE_BYTES_MAX + 8192
+_DATA = (abi.READ, abi.WRITE)
 STREAM_BYTES = 256 << 10
 """Writes of this size and more come in streams."""
 BURST = 32
@@ -80,6 +80,7 @@ class Channel:
         self._backlog: deque[bytes] = deque()
         self._backlog_grew = trio.Event()
         self._ended = False
+        self._slots = Slots()
         self._init_unique = -1
         self._offered = 0
         self.counts = {"slow": 0, "forwarded": 0}
@@ -120,15 +121,18 @@ class Channel:
 
     async def _serve_kernel(self, nursery: trio.Nursery) -> None:
         fuse_fd, readv, unpack = self._fuse_fd, os.readv, abi.REQUEST_HEAD.unpack_from
-        request = bytearray(REQUEST_BYTES_MAX)
-        view, vector = memoryview(request), [request]
-        largest = keep_split(view[abi.WRITE_DATA_AT : abi.WRITE_DATA_AT + WRITE_BYTES_MAX])
+        slots = self._slots
+        buffer, vectors, largest = slots.buffer, slots.vectors, slots.largest
         heads = self._vdisks.heads_by_handle
         spins = burst = 0
         while True:
+            waiting = slots.waiting
             try:
-                length = readv(fuse_fd, vector)
+                length = readv(fuse_fd, vectors[waiting])
             except BlockingIOError:
+                if waiting:
+                    self._write_waiting(nursery)
+                    continue
                 spins += 1
                 if spins > SPIN_READS:
                     spins = burst = 0
@@ -141,35 +145,86 @@ class Channel:
                     continue
                 raise
             spins = 0
-            opcode, unique, fh, offset, size, flags, open_flags = unpack(request)
-            if opcode == abi.READ:
-                head = heads.get(fh)
-                if (offset | size) & 511 and open_flags & abi.O_DIRECT:
-                    self._reply(unique, errno.EINVAL)
-                elif head is None or not self._read_nowait(head, unique, offset, size):
-                    nursery.start_soon(self._answer, unique, self._requests.read(fh, offset, size))
-            elif opcode == abi.WRITE:
-                head = heads.get(fh)
-                data = (
-                    largest if size == WRITE_BYTES_MAX else view[abi.WRITE_DATA_AT : abi.WRITE_DATA_AT + size]
-                )
-                kill = flags & abi.WRITE_KILL_SUIDGID
-                if (offset | size) & 511 and open_flags & abi.O_DIRECT:
-                    self._reply(unique, errno.EINVAL)
-                elif not isinstance(head, Head) or kill or not self._write_nowait(head, unique, offset, data):
-                    work = self._requests.write(fh, offset, bytes(data), kill_suid=bool(kill))
-                    nursery.start_soon(self._answer, unique, work)
-                elif head.syncs.streak and head.syncs.wants_commit():
-                    begin_nowait(head, light=True)  # the fsync that will ask for it is on its way
-                elif size >= STREAM_BYTES and head.log.wants_room_ahead() and not head.room_lock.locked():
-                    nursery.start_soon(grow_ahead, head)
-            elif not self._small_nowait(nursery, opcode, unique, view[:length]):
-                self._dispatch(nursery, opcode, unique, bytes(view[:length]))
-                spins = SPIN_READS  # a task waits for its turn
+            opcode, unique, fh, offset, size, flags, open_flags = unpack(buffer, waiting * SLOT_BYTES)
+            head = heads.get(fh) if opcode in _DATA else None
+            if (
+                size == BLOCK_BYTES
+                and opcode == abi.WRITE
+                and slots.take(head, unique, fh=fh, offset=offset, flags=flags)
+            ):
+                if waiting + 1 == SLOTS:
+                    self._write_waiting(nursery)
+            else:
+                if waiting:
+                    self._write_waiting(nursery)
+                request = vectors[waiting][0]
+                if opcode == abi.READ:
+                    if (offset | size) & 511 and open_flags & abi.O_DIRECT:
+                        self._reply(unique, errno.EINVAL)
+                    elif head is None or not self._read_nowait(head, unique, offset, size):
+                        nursery.start_soon(self._answer, unique, self._requests.read(fh, offset, size))
+                elif opcode == abi.WRITE:
+                    data = (
+                        largest[waiting]
+                        if size == WRITE_BYTES_MAX
+                        else request[abi.WRITE_DATA_AT : abi.WRITE_DATA_AT + size]
+                    )
+                    if (offset | size) & 511 and open_flags & abi.O_DIRECT:
+                        self._reply(unique, errno.EINVAL)
+                    else:
+                        kill = bool(flags & abi.WRITE_KILL_SUIDGID)
+                        self._write(nursery, fh, unique, offset=offset, data=data, kill_suid=kill)
+                elif not self._small_nowait(nursery, opcode, unique, request[:length]):
+                    self._dispatch(nursery, opcode, unique, bytes(request[:length]))
+                    spins = SPIN_READS  # a task waits for its turn
             burst += 1
             if burst >= BURST:
                 burst = 0
+                if slots.waiting:
+                    self._write_waiting(nursery)
                 await trio.lowlevel.checkpoint()
+
+    def _write_waiting(self, nursery: trio.Nursery) -> None:
+        """Carries out the writes that wait in their slots: together, or else one by one."""
+        head, waiting = self._slots.give()
+        if len(waiting) > 1 and self._write_many_nowait(head, waiting):
+            return
+        for unique, fh, offset, data in waiting:
+            self._write(nursery, fh, unique, offset=offset, data=data)
+
+    def _write_many_nowait(self, head: Head, waiting: "list[Waiting]") -> bool:
+        try:
+            if not head.write_many_nowait([write[2] for write in waiting], [write[3] for write in waiting]):
+                return False
+        except IndexDamaged as exc:
+            self._vdisks.start_over(exc)
+        except Exception:  # none was taken; one by one each gets its own answer
+            return False
+        for unique, _, _, data in waiting:
+            try:
+                os.write(self._fuse_fd, abi.WRITE_REPLY.pack(24, 0, unique, len(data), 0))
+            except OSError as exc:
+                self._reply_failed(exc)
+        return True
+
+    def _write(
+        self,
+        nursery: trio.Nursery,
+        fh: int,
+        unique: int,
+        *,
+        offset: int,
+        data: memoryview,
+        kill_suid: bool = False,
+    ) -> None:
+        head, size = self._vdisks.heads_by_handle.get(fh), len(data)
+        if not isinstance(head, Head) or kill_suid or not self._write_nowait(head, unique, offset, data):
+            work = self._requests.write(fh, offset, bytes(data), kill_suid=kill_suid)
+            nursery.start_soon(self._answer, unique, work)
+        elif head.syncs.streak and head.syncs.wants_commit():
+            begin_nowait(head, light=True)  # the fsync that will ask for it is on its way
+        elif size >= STREAM_BYTES and head.log.wants_room_ahead() and not head.room_lock.locked():
+            nursery.start_soon(grow_ahead, head)
 
     def _read_nowait(self, head: Head | View, unique: int, offset: int, size: int) -> bool:
         """Answers a read if memory can; False: it needs a task."""

@@ -213,6 +213,50 @@ class Head(Reader):
         self.mtime_ns = _now_ns()
         return True
 
+    def write_many_nowait(self, offsets: Sequence[int], blocks: Sequence[memoryview]) -> bool:
+        """Takes single aligned blocks, in order, as ``write_nowait`` would one by one; False: none of them.
+
+        One system call appends them all, into large pages: each costs two thirds of what it costs alone.
+
+        Raises:
+            NoSpace, Unavailable: none was taken.
+        """
+        count, log, journal, rows = len(blocks), self.log, self.journal, self.rows
+        position, file = log.tail, log.file
+        if position + count > log.limit or journal.sequence + 2 * count + 2 > journal.limit:
+            return False
+        if file is None or file.fd < 0 or len(self.dirty) + count > DIRTY_ROWS_MAX:
+            return False
+        if max(offsets) >= VDISK_BYTES_MAX:
+            return False
+        for offset, block in zip(offsets, blocks, strict=True):
+            if block[0] == 0 and block == ZERO_BLOCK:
+                return False
+            if offset >> 20 not in rows and self.row_nowait(offset >> 20) is None:
+                return False
+        if any(offset >> 20 not in rows for offset in offsets):  # one took another's place in the cache
+            return False
+        file.write_many(blocks, position)
+        log.tail = position + count
+        place = file.base + position
+        seeds = range(file.seed + position, file.seed + position + count)
+        checks = array("I", [found & 0xFFFFFFFF for found in map(_hash, blocks, seeds)])
+        self.groups.note_checksums(place, checks)
+        for offset, check in zip(offsets, checks, strict=True):
+            block_no, row = offset >> 12, rows[offset >> 20]
+            if row[block_no & 255] <= PARENT:
+                self.own_blocks += 1
+            row[block_no & 255] = place
+            self.dirty.add(block_no >> 8)
+            if offset + BLOCK_BYTES > self.size:
+                self.size = offset + BLOCK_BYTES
+            self._note(block_no, 1, place)
+            log.pending.checksums.append(check)
+            journal.append(self.vdisk, log.last_version + 1, block_no, place, self.size, 1, check)
+            place += 1
+        self.mtime_ns = _now_ns()
+        return True
+
     def _patch_nowait(self, offset: int, data: memoryview) -> bool:
         """A write that covers some block in part: the rest comes from the block as it is."""
         end = offset + len(data)

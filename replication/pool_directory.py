@@ -23,7 +23,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
@@ -140,6 +140,15 @@ class GroupFile:
                 written += os.pwrite(self.fd, memoryview(data)[written:], (position << 12) + written)
         except OSError as exc:
             raise pool_error(exc, f"writing {self.path}") from exc
+
+    def write_many(self, blocks: Sequence[memoryview], position: int) -> None:
+        """Writes pieces behind each other, as ``write`` does one."""
+        try:
+            written = os.pwritev(self.fd, blocks, position << 12)
+        except OSError as exc:
+            raise pool_error(exc, f"writing {self.path}") from exc
+        if written < sum(map(len, blocks)):
+            self.write(b"".join(blocks), position)
 
     def sync(self) -> None:
         """Returns when all that was written is durable."""

@@ -5,7 +5,7 @@ import os
 import pathlib
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -104,6 +104,10 @@ class FaultyFile(GroupFile):
     def write(self, data: bytes | bytearray | memoryview, position: int) -> None:
         self.faults.meet("write", self.path)
         super().write(data, position)
+
+    def write_many(self, blocks: Sequence[memoryview], position: int) -> None:
+        self.faults.meet("write", self.path)
+        super().write_many(blocks, position)
 
     def sync(self) -> None:
         self.faults.meet("sync", self.path)

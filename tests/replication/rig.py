@@ -191,7 +191,12 @@ async def close_and_rest(vdisks: Vdisks, vdisk: int) -> None:
 
 
 async def write(head: Head, offset: int, data: bytes) -> None:
-    """As the channel does it: at once if that goes, else the slow way."""
+    """As the channel does it: at once if that goes, else the slow way; some as a lot of single blocks."""
+    if not offset % (3 * B) and len(data) in range(2 * B, 17 * B, B):
+        offsets = range(offset, offset + len(data), B)
+        blocks = [memoryview(data)[at : at + B] for at in range(0, len(data), B)]
+        if head.write_many_nowait(offsets, blocks):
+            return
     if not head.write_nowait(offset, memoryview(data)):
         await head_write.write(head, offset, data)
 

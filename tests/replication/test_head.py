@@ -85,6 +85,89 @@ class TestReading:
         run(main)
 
 
+def put_many(head: Head, *numbered: tuple[int, bytes]) -> bool:
+    """Blocks by number, handed over together."""
+    offsets = [number * B for number, _ in numbered]
+    return head.write_many_nowait(offsets, [memoryview(bytearray(data)) for _, data in numbered])
+
+
+class TestWritingMany:
+    def test_they_are_as_if_written_one_by_one(self, rig: Rig, seed: int) -> None:
+        chance = random.Random(seed)
+
+        async def main() -> None:
+            async with rig.node(kill=True) as vdisks:
+                together, alone = await create(vdisks, 20), await create(vdisks, 21)
+                for head in (together, alone):
+                    await warm(head)
+                value = 0
+                for _ in range(100):
+                    lot = []
+                    for _ in range(chance.randrange(1, 17)):
+                        value += 1
+                        lot.append((chance.randrange(600), block(value)))
+                    for number, data in lot:
+                        await write(alone, number * B, data)
+                    if not put_many(together, *lot):
+                        for number, data in lot:
+                            await write(together, number * B, data)
+                    if chance.random() < 0.1:
+                        await vdisks.flush(20)
+                    assert (together.size, together.own_blocks) == (alone.size, alone.own_blocks)
+                assert await content(together) == await content(alone)
+                await sound(vdisks, 20, 21)
+            async with rig.node() as vdisks:  # what was not flushed comes back from the journal
+                first, second = await opened(vdisks, 20), await opened(vdisks, 21)
+                assert await content(first) == await content(second)
+                await sound(vdisks, 20, 21)
+
+        run(main)
+
+    def test_the_last_one_of_a_block_counts(self, rig: Rig) -> None:
+        async def main() -> None:
+            async with rig.node(kill=True) as vdisks:
+                head = await create(vdisks, 20)
+                await warm(head)
+                assert put_many(head, (3, block(1)), (3, block(2)), (1, block(3)), (3, block(4)))
+                assert head.own_blocks == 3
+                assert await read(head, 0, 4 * B) == block(0) + block(3) + bytes(B) + block(4)
+            async with rig.node() as vdisks:
+                assert await content(await opened(vdisks, 20)) == block(0) + block(3) + bytes(B) + block(4)
+
+        run(main)
+
+    def test_what_needs_more_is_left_to_the_other_ways(self, rig: Rig) -> None:
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await warm(head)
+                assert not put_many(head, (1, block(1)), (2, bytes(B)))  # becomes a hole
+                assert not put_many(head, (1, block(1)), (VDISK_BYTES_MAX // B, block(2)))
+                count = head.log.limit - head.log.tail + 1
+                assert not put_many(head, *((number, block(1)) for number in range(count)))
+                assert await content(head) == block(0).ljust(MIB, b"\0")
+                await sound(vdisks, 20)
+
+        run(main)
+
+    def test_a_pool_that_fails_takes_none_of_them(self, faulty: FaultyRig) -> None:
+        async def main() -> None:
+            async with faulty.node(kill=True) as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await warm(head)
+                faulty.faults.failing["write"] = 1
+                with pytest.raises(Unavailable):
+                    put_many(head, (1, block(1)), (2, block(2)))
+                assert await content(head) == block(0).ljust(MIB, b"\0")
+                assert put_many(head, (1, block(3)), (2, block(4)))
+                await sound(vdisks, 20)
+            async with faulty.node() as vdisks:
+                found = await content(await opened(vdisks, 20))
+                assert found == (block(0) + blocks(3, 4)).ljust(MIB, b"\0")
+
+        run(main)
+
+
 class TestWriting:
     def test_zeros_become_holes_and_cost_no_blocks(self, rig: Rig) -> None:
         async def main() -> None:
