@@ -95,7 +95,9 @@ class Compaction:
             self._close_target()
         if self.left_blocks:
             log.error(
-                "blocks fail their checksums and stay vdisk=%d blocks=%d", self._vdisk, self.left_blocks
+                "blocks that cannot be read stay where they are vdisk=%d blocks=%d",
+                self._vdisk,
+                self.left_blocks,
             )
 
     def _close_target(self) -> None:

@@ -415,7 +415,7 @@ class TestFailures:
                 assert await read(head, 6 * B, 300 * B) == wanted[6 * B : 306 * B]
 
         run(main)
-        expect_errors(caplog, "blocks fail their checksums and stay")
+        expect_errors(caplog, "blocks that cannot be read stay")
 
     def test_a_group_that_is_missing_stops_nothing_and_is_still_told(
         self, rig: Rig, caplog: pytest.LogCaptureFixture
@@ -432,7 +432,7 @@ class TestFailures:
                     await read(head, 5 * B, B)
 
         run(main)
-        expect_errors(caplog, "blocks fail their checksums and stay")
+        expect_errors(caplog, "blocks that cannot be read stay")
 
 
 def break_step(patch: pytest.MonkeyPatch, vdisks: Vdisks, *, step: str, after: int) -> None:
