@@ -38,6 +38,8 @@ STREAM_BYTES = 256 << 10
 """Writes of this size and more come in streams."""
 BURST = 32
 """Requests taken before other tasks get a turn."""
+IN_HAND_S = 0.2
+"""How long a daemon that finishes waits for the requests in hand: guests wait for its successor meanwhile."""
 SPIN_READS = 12
 """Further looks for a request before sleeping: the next one of a queue-depth-1 user comes within 20 us or so."""
 
@@ -81,6 +83,7 @@ class Channel:
         self._backlog_grew = trio.Event()
         self._ended = False
         self._slots = Slots()
+        self._taking = trio.CancelScope()
         self._init_unique = -1
         self._offered = 0
         self.counts = {"slow": 0, "forwarded": 0}
@@ -103,6 +106,11 @@ class Channel:
         self._ours.recv(1 << 16)  # the kernel had its reply from the first daemon
         return True
 
+    @property
+    def resends(self) -> bool | None:
+        """Whether this kernel sends again what a dead daemon did not answer; None before it has introduced itself."""
+        return bool(self._offered & abi.HAS_RESEND) if self._offered else None
+
     def ask_resend(self) -> bool:
         """Asks the kernel to send again what no daemon answered; False if this kernel cannot."""
         if not self._offered & abi.HAS_RESEND:
@@ -110,14 +118,29 @@ class Channel:
         os.write(self._fuse_fd, abi.OUT_HEADER.pack(16, abi.NOTIFY_RESEND, 0))
         return True
 
-    async def serve(self) -> None:
-        """Serves requests until the mount is gone."""
+    async def serve(self) -> bool:
+        """Serves requests until the mount is gone (False), or a successor is to go on (True, see ``finish``)."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve_replies)
             nursery.start_soon(self._send_backlog)
-            await self._serve_kernel(nursery)
-            self._ended = True
+            async with trio.open_nursery() as tasks:
+                with self._taking:
+                    await self._serve_kernel(tasks)
+                self._ended = True
+                if self._taking.cancelled_caught:
+                    tasks.cancel_scope.deadline = trio.current_time() + IN_HAND_S
+                else:
+                    tasks.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
+        return self._taking.cancelled_caught
+
+    def finish(self) -> None:
+        """Takes no more requests; ``serve`` returns when those in hand are answered.
+
+        What is not answered then, the kernel gives to the successor, which asks for it.
+        """
+        # Requests are taken and dealt with, or handed on, without an await: nothing is lost between the two.
+        self._taking.cancel()
 
     async def _serve_kernel(self, nursery: trio.Nursery) -> None:
         fuse_fd, readv, unpack = self._fuse_fd, os.readv, abi.REQUEST_HEAD.unpack_from

@@ -17,7 +17,9 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from array import array
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -37,6 +39,18 @@ BACKLOG = 64
 PROGRESS_PENDING_MAX = 4
 """Progress is only of interest while it is news."""
 ENCODE_THREADS_MAX = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """A verb's result that goes with open files."""
+
+    result: object
+    kept: Sequence[int]
+    """Descriptors that stay open here too."""
+    given: Sequence[int] = ()
+    """Those that are closed here once they are sent, or could not be."""
+
 
 _PEER = struct.Struct("3i")  # pid, uid, gid
 _log = logging.getLogger(__name__)
@@ -79,7 +93,10 @@ class ControlServer:
             with trio.fail_after(REQUEST_S_MAX):
                 verb, arguments = await self._read_request(stream)
             result = await _run_while_connected(verb, arguments, stream)
-            await self._send(stream, {"result": result})
+            if isinstance(result, Descriptors):
+                await _send_descriptors(stream, result)
+            else:
+                await self._send(stream, {"result": result})
         except VdiskfsError as problem:
             await _send_error(stream, str(problem), kind=type(problem).__name__, number=problem.number)
         except trio.TooSlowError:
@@ -161,6 +178,19 @@ async def _run_while_connected(verb: Verb, arguments: dict[str, Any], stream: tr
     if not results:
         raise trio.BrokenResourceError("the client hung up")
     return results[0]
+
+
+async def _send_descriptors(stream: trio.SocketStream, answer: Descriptors) -> None:
+    rights = array("i", [*answer.kept, *answer.given])
+    try:
+        await stream.socket.sendmsg(
+            [_encode({"result": answer.result})], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        )
+    except OSError as problem:
+        raise trio.BrokenResourceError from problem
+    finally:
+        for descriptor in answer.given:
+            os.close(descriptor)
 
 
 async def _watch_hang_up(stream: trio.SocketStream, until: trio.CancelScope) -> None:

@@ -18,6 +18,9 @@ RETRY_PERIOD_S = 0.05
 ANSWER_BYTES_MAX = 256 << 20
 """A single answer is a few megabytes at most; more means that something else speaks."""
 
+DESCRIPTORS_MAX = 16
+DESCRIPTORS_ANSWER_BYTES = 4096
+
 
 def call(
     path: str,
@@ -57,6 +60,33 @@ def call(
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise Unavailable(f"the daemon's answer broke off: {problem} socket={path}") from problem
     raise Unavailable(f"the daemon ended before it answered, try again socket={path}")
+
+
+def call_for_descriptors(path: str, verb: str, *, timeout_s: float) -> tuple[Any, list[int]]:
+    """As ``call``, of a verb that answers with descriptors besides: the caller's to close.
+
+    Raises:
+        VdiskfsError, Unavailable: as ``call``.
+    """
+    with _connect(path) as connection:
+        connection.settimeout(timeout_s)
+        answer, descriptors = b"", list[int]()
+        try:
+            connection.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+            while not answer.endswith(b"\n"):
+                arrived, sent, _, _ = socket.recv_fds(connection, DESCRIPTORS_ANSWER_BYTES, DESCRIPTORS_MAX)
+                for descriptor in sent:
+                    os.set_inheritable(descriptor, False)
+                descriptors += sent
+                if not arrived:
+                    break
+                answer += arrived
+            message = json.loads(answer)
+        except (OSError, ValueError) as problem:
+            raise Unavailable(f"the daemon does not answer: {problem} socket={path}") from problem
+    if "error" in message:
+        raise _error(message)
+    return message["result"], descriptors
 
 
 def _connect(path: str) -> socket.socket:

@@ -6,13 +6,15 @@ Two channels, both inherited by descriptor:
   first daemon stores it; each later one finds it there and replays it, for the kernel sends INIT only once
   per mount. The length is written last: a daemon that dies in between leaves no half a request.
 * **The ready pipe**, JSON lines: any number of ``{"progress": "what goes on"}``, then ``{"ready": true}`` or
-  ``{"error": "why"}``. A daemon may send an error after it was ready too: why it ends.
+  ``{"error": "why"}``. A daemon may send an error after it was ready too: why it ends. ``{"stage": ...}`` says
+  how far an upgrade is, and at the very end that all went well.
 """
 
 import json
 import os
 import struct
 from dataclasses import dataclass
+from enum import Enum
 
 _LENGTH = struct.Struct("<I")
 INIT_BYTES_MAX = 4096
@@ -40,13 +42,25 @@ def load_init(init_fd: int) -> bytes | None:
     return request if length and len(request) == length else None
 
 
+class Stage(Enum):
+    """What a daemon says of itself besides being ready."""
+
+    STANDING_BY = "standing by"
+    """A successor has checked all that can be checked, and waits until the daemon before has finished."""
+    PAUSED = "paused"
+    """It takes no more requests: guests wait for its successor."""
+    ENDED = "ended"
+    """The mount is gone and everything was put to rest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One line of the ready pipe; exactly one of the three is meant."""
+    """One line of the ready pipe; exactly one of the four is meant."""
 
     ready: bool = False
     error: str | None = None
     progress: str | None = None
+    stage: Stage | None = None
 
 
 def send(ready_fd: int, report: Report) -> None:
@@ -56,6 +70,8 @@ def send(ready_fd: int, report: Report) -> None:
         message = {"error": _one_line(report.error)}
     elif report.progress is not None:
         message = {"progress": _one_line(report.progress)}
+    elif report.stage is not None:
+        message = {"stage": report.stage.value}
     try:
         os.write(ready_fd, json.dumps(message).encode() + b"\n")
     except OSError:
@@ -75,6 +91,11 @@ def report_error(ready_fd: int, reason: str) -> None:
 def report_progress(ready_fd: int, text: str) -> None:
     """It takes a while, and this is what goes on."""
     send(ready_fd, Report(progress=text))
+
+
+def report_stage(ready_fd: int, stage: Stage) -> None:
+    """How far it is."""
+    send(ready_fd, Report(stage=stage))
 
 
 def _one_line(text: str) -> str:
@@ -105,5 +126,7 @@ def _parse(line: bytes) -> Report:
             return Report(error=reason)
         case {"progress": str(text)}:
             return Report(progress=text)
+        case {"stage": str(name)} if name in {stage.value for stage in Stage}:
+            return Report(stage=Stage(name))
         case _:
             return Report(error=f"unreadable report: {line[:80]!r}")

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from fusefs import mount_table, mounting, processes, registry, state_directory
+from fusefs import keeper_socket, mount_table, mounting, processes, registry, state_directory, systemd
 from fusefs.handover import Report, ReportReader
 from fusefs.registry import MountRecord
-from fusefs.settings import KeeperSettings
+from fusefs.settings import KeeperSettings, UpgradeSettings
 from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
 
 DYING_S = 1.0
@@ -30,8 +30,11 @@ def daemon_command() -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "fusefs.node")
 
 
-def check_mountpoint(settings: KeeperSettings) -> None:
+def check_mountpoint(settings: KeeperSettings) -> KeeperSettings:
     """See that the mountpoint can be mounted on, and take away a dead mount of ours.
+
+    Returns the settings, changed if what is mounted there is to be taken over: our pool, served by a daemon that has
+    lost its keeper.
 
     Raises:
         NotFound, InvalidRequest: not a directory that may cover what lies there.
@@ -44,6 +47,10 @@ def check_mountpoint(settings: KeeperSettings) -> None:
             break
         if not entry.is_vdiskfs:
             raise Exists(f"{mountpoint} is busy: {entry.filesystem_type} is mounted on it")
+        record = find_record(entry)
+        if record is not None and is_orphan(record) and record.pool == settings.pool:
+            folder = os.path.dirname(record.control)
+            return replace(settings, node=record.node, state=record.state, runtime=folder, take_over=True)
         if not is_dead(entry):
             raise Exists(f"{mountpoint} is busy: {entry.source} is mounted on it already")
         mounting.unmount(mountpoint, lazy=True)
@@ -56,6 +63,17 @@ def check_mountpoint(settings: KeeperSettings) -> None:
             raise InvalidRequest(f"the {what} {path} would be hidden by a mount on {mountpoint}")
     if mount_table.is_under(mountpoint, settings.pool):
         raise InvalidRequest(f"the mountpoint {mountpoint} lies inside the pool")
+    return settings
+
+
+def is_orphan(record: MountRecord) -> bool:
+    """Whether a daemon serves that has lost its keeper, and belongs to this user."""
+    return (
+        not record.keeper.is_alive()
+        and record.daemon.is_alive()
+        and record.serving
+        and record.uid == os.geteuid()
+    )
 
 
 def is_dead(entry: mount_table.MountEntry) -> bool:
@@ -95,7 +113,7 @@ def launch(settings: KeeperSettings, *, progress: Callable[[str], None]) -> None
     """
     mounting.parse_options(settings.options, uid=os.geteuid())
     mounting.check_device()
-    check_mountpoint(settings)
+    settings = check_mountpoint(settings)
     mounted = {entry.mountpoint for entry in mount_table.read_mounts()}
     registry.sweep(settings.runtime, os.geteuid(), mounted)
     state_directory.make_folder(settings.state)
@@ -109,7 +127,7 @@ def launch(settings: KeeperSettings, *, progress: Callable[[str], None]) -> None
                 stdout=log_fd,
                 stderr=log_fd,
                 cwd="/",
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,
                 pass_fds=[ready_fd],
             )
@@ -137,25 +155,47 @@ def become_keeper(settings: KeeperSettings) -> None:
     """
     mounting.parse_options(settings.options, uid=os.geteuid())
     mounting.check_device()
-    check_mountpoint(settings)
+    if not systemd.stored_descriptors(os.environ):  # else there is a mount, and nobody to ask about it
+        settings = check_mountpoint(settings)
+    else:
+        settings = _with_living_daemon(settings)
     state_directory.make_folder(settings.state)
     command = _keeper_command(settings)
     os.chdir("/")
-    os.execve(command[0], command, _environment())
+    os.execve(command[0], command, environment())
+
+
+def _with_living_daemon(settings: KeeperSettings) -> KeeperSettings:
+    """As ``check_mountpoint``, where systemd holds the mount for us: nothing is touched, only the registry read."""
+    record = registry.read(settings.runtime, settings.mountpoint, os.geteuid())
+    if record is not None and is_orphan(record) and record.pool == settings.pool:
+        return replace(settings, node=record.node, state=record.state, take_over=True)
+    return settings
+
+
+def upgrade(record: MountRecord, *, progress: Callable[[str], None]) -> None:
+    """Have the mount's keeper put this very release's daemon in the place of the one that serves.
+
+    Raises:
+        Unavailable: it was refused; who served goes on.
+    """
+    path = registry.keeper_path(os.path.dirname(record.control), record.mountpoint)
+    wanted = UpgradeSettings(daemon=daemon_command(), pythonpath=environment().get("PYTHONPATH", ""))
+    keeper_socket.ask_upgrade(path, wanted, progress=progress)
 
 
 def _keeper_command(settings: KeeperSettings) -> list[str]:
     return [sys.executable, "-P", "-m", "fusefs.keeper", settings.to_json()]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, with the way to this code where it is not installed."""
     code = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = dict(os.environ)
+    found = dict(os.environ)
     if os.path.basename(code) not in ("site-packages", "dist-packages"):
-        before = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{code}:{before}" if before else code
-    return environment
+        before = found.get("PYTHONPATH")
+        found["PYTHONPATH"] = f"{code}:{before}" if before else code
+    return found
 
 
 def _wait_ready(reports_fd: int, progress: Callable[[str], None]) -> str | None:

@@ -24,25 +24,29 @@ from typing import Any, NoReturn
 import pyfuse3
 import trio
 
+from fusefs import adoption
 from fusefs.channel import Channel
-from fusefs.control import ControlServer, Progress, Verb
+from fusefs.control import ControlServer, Descriptors, Progress, Verb
+from fusefs.daemon_process import FINISH_SIGNAL
 from fusefs.data_requests import DataRequests
 from fusefs.difference_verbs import DifferenceVerbs
-from fusefs.handover import report_error, report_progress, report_ready
+from fusefs.finishing import finish_when_asked, make_way
+from fusefs.handover import Stage, report_error, report_progress, report_ready, report_stage
 from fusefs.inspection import Inspection
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
 from fusefs.operations import Operations
+from fusefs.readiness import check_all, check_pool, check_state
 from fusefs.resolution import PathResolver
 from fusefs.rollback_verbs import RollbackVerbs
-from fusefs.settings import NodeSettings
+from fusefs.settings import NO_FD, NodeSettings
 from fusefs.snapshot_tree import SnapshotTree
 from fusefs.snapshot_verbs import SnapshotVerbs
 from fusefs.start_times import StartTimes
 from fusefs.trash import Trash, read_keep_s
 from fusefs.tree_verb import TreeVerb
 from metadata.catalog_sqlite import open_sqlite_catalog
-from metadata.errors import Corrupt, InvalidRequest, NoSpace, ReadOnly, VdiskfsError
+from metadata.errors import Corrupt, ReadOnly, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.index import Index
 from metadata.namespace_plans import Attributes, plan_setattr
@@ -51,7 +55,7 @@ from replication.comparing import compare
 from replication.journal import Journal
 from replication.mapping import describe, map_range
 from replication.pictures import picture
-from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, DirectoryPool, open_pool, write_durably
+from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, open_pool
 from replication.snapshots import Snapshots
 from replication.usage import count_usage
 from replication.vdisks import StartOver, Vdisks
@@ -105,8 +109,21 @@ class Node:
             "journal_entries_free": space.journal.room(),
             "requests": dict(self.channel.counts),
             "requests_to_owners": 0,
+            "kernel_resends": self.channel.resends,
             "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+
+    async def take_over(self, _arguments: dict[str, Any], _progress: Progress) -> object:
+        """All that a new keeper needs, after this daemon's own was killed; this one reports to it from now on."""
+        settings = self.settings
+        reports_fd, ready_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.dup2(ready_fd, settings.ready_fd, inheritable=False)
+        os.close(ready_fd)
+        return Descriptors(
+            {"pid": os.getpid()},
+            kept=(settings.fuse_fd, settings.init_fd, settings.lock_fd),
+            given=(reports_fd,),
+        )
 
     async def drop_caches(self, _arguments: dict[str, Any], _progress: Progress) -> object:
         """Takes decoded rows and checksums out of memory; for measurements."""
@@ -167,41 +184,17 @@ def _start_over(index_path: str) -> StartOver:
     return start_over
 
 
-def _check_writable(pool: DirectoryPool) -> None:
-    if not os.access(pool.path, os.W_OK) or os.statvfs(pool.path).f_flag & os.ST_RDONLY:
-        raise InvalidRequest(f"the pool is read-only: make it writable for this user first path={pool.path}")
-
-
-def _check_state(state: str, pool: DirectoryPool) -> None:
-    """A state directory is of one pool: another's index and journal would mean nothing here."""
-    path = pathlib.Path(state, "pool")
-    try:
-        known = path.read_bytes().strip(b"\0\n ").decode("ascii", errors="replace")
-    except FileNotFoundError:
-        known = ""
-    if not known:  # new, or cut off by a power failure before it was whole
-        try:
-            write_durably(str(path), pool.pool_id.encode() + b"\n")
-        except OSError as exc:
-            raise NoSpace(f"the state directory cannot be written: {exc.strerror} state={state}") from exc
-        return
-    if known != pool.pool_id:
-        raise InvalidRequest(
-            f"the state directory is another pool's: choose one with --state state={state} its={known} this={pool.pool_id}"
-        )
-
-
 async def _run(settings: NodeSettings, times: StartTimes) -> None:
     async with AsyncExitStack() as stack:
         pool = open_pool(settings.pool)
         stack.callback(pool.close)
-        _check_writable(pool)
+        check_pool(pool)
         pool.lock(settings.node)
         catalog = await open_sqlite_catalog(pathlib.Path(settings.pool, CATALOG_NAME))
         stack.push_async_callback(catalog.aclose)
         times.note("pool and catalog")
         os.makedirs(settings.state, mode=0o700, exist_ok=True)
-        _check_state(settings.state, pool)
+        check_state(settings.state, pool)
         index = _open_index(os.path.join(settings.state, "index"))
         stack.callback(_close_index, index)
         times.note("index")
@@ -212,13 +205,15 @@ async def _run(settings: NodeSettings, times: StartTimes) -> None:
         times.note("names")
         vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
         times.note("journal and logs")
-        await _serve(settings, workspace, vdisks, store=store, times=times)
+        if await _serve(settings, workspace, vdisks, store=store, times=times):
+            await make_way(vdisks)
         log.info("the mount is gone; putting vdisks to rest")
 
 
 async def _serve(
     settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, *, store: NamespaceStore, times: StartTimes
-) -> None:
+) -> bool:
+    """Returns whether a successor is to go on; else the mount is gone."""
     tree = SnapshotTree(store.namespace, vdisks.family)
     operations = Operations(store, vdisks, node=settings.node, tree=tree)
 
@@ -275,11 +270,14 @@ async def _serve(
             report_ready(settings.ready_fd)
             times.note("channel")
             log.info("serving %s after the start", times.describe())
-            await channel.serve()
-            await operations.drop_orphans()
+            nursery.start_soon(finish_when_asked, settings.ready_fd, vdisks, channel)
+            finished = await channel.serve()
+            if not finished:
+                await operations.drop_orphans()
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=False)
+    return finished
 
 
 async def _refuse(_arguments: dict[str, Any], _progress: Progress) -> object:
@@ -299,6 +297,7 @@ def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:
         store.namespace, _Inspected(vdisks), mountpoint=node.settings.mountpoint, check=check, scrub=scrub
     )
     own = {"status": node.status, "drop_caches": node.drop_caches, "flush_index": node.flush_index}
+    own[adoption.VERB] = node.take_over
     return {**inspection.verbs(), **own}
 
 
@@ -336,6 +335,7 @@ def _prepare_process() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keeper unmounts, and then this daemon ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(FINISH_SIGNAL, signal.SIG_IGN)  # until it serves
     sys.setswitchinterval(THREAD_SWITCH_S)
     gc.freeze()
 
@@ -347,8 +347,14 @@ def main(arguments: list[str]) -> int:
     times = StartTimes()
     times.note("imports")
     _prepare_process()
-    report_progress(settings.ready_fd, "opening the pool")
     try:
+        if settings.standby_fd != NO_FD:
+            check_all(settings)
+            report_stage(settings.ready_fd, Stage.STANDING_BY)
+            if not os.read(settings.standby_fd, 1):
+                return 0  # not needed: the keeper has changed its mind, or is gone
+            times.restart()
+        report_progress(settings.ready_fd, "opening the pool")
         trio.run(_run, settings, times)
     except VdiskfsError as exc:
         log.error("ended: %s", exc)
@@ -358,6 +364,7 @@ def main(arguments: list[str]) -> int:
         log.exception("ended by an unexpected error")
         report_error(settings.ready_fd, f"unexpected: {exc!r}; see the log in {settings.state}")
         return 1
+    report_stage(settings.ready_fd, Stage.ENDED)
     return 0
 
 

@@ -16,7 +16,7 @@ import os
 import stat
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 
 from fusefs.processes import ProcessId
 from metadata.errors import Unavailable
@@ -43,6 +43,8 @@ class MountRecord:
         serving: the daemon has said that it is ready.
         restarts: how many daemons have died under this keeper.
         last_error: why the last one died or does not start.
+        upgrades: how many have given way to a successor.
+        last_pause_ms: how long guests waited for the newest daemon; None: for none so far.
         ended: the mount is over and nobody has read why.
     """
 
@@ -61,6 +63,8 @@ class MountRecord:
     restarts: int = 0
     last_error: str | None = None
     ended: bool = False
+    upgrades: int = 0
+    last_pause_ms: int | None = None
 
     @property
     def keeper(self) -> ProcessId:
@@ -130,6 +134,11 @@ def control_path(folder: str, mountpoint: str) -> str:
     return f"{folder}/{slug(mountpoint)}.sock"
 
 
+def keeper_path(folder: str, mountpoint: str) -> str:
+    """The socket on which the keeper of the mount at ``mountpoint`` is asked for an upgrade."""
+    return f"{folder}/{slug(mountpoint)}.keeper"
+
+
 def _record_path(folder: str, mountpoint: str) -> str:
     return f"{folder}/{slug(mountpoint)}.json"
 
@@ -147,8 +156,12 @@ def write(folder: str, record: MountRecord) -> None:
 
 
 def remove(folder: str, mountpoint: str) -> None:
-    """Forget a mount: its record and its control socket."""
-    for path in (_record_path(folder, mountpoint), control_path(folder, mountpoint)):
+    """Forget a mount: its record and its sockets."""
+    for path in (
+        _record_path(folder, mountpoint),
+        control_path(folder, mountpoint),
+        keeper_path(folder, mountpoint),
+    ):
         with contextlib.suppress(OSError):
             os.unlink(path)
 
@@ -181,7 +194,12 @@ def _load(path: str, uid: int) -> MountRecord | None:
             if os.fstat(file.fileno()).st_uid != uid:
                 return None
             values = json.loads(file.read(RECORD_BYTES_MAX))
-        known = {field.name: values[field.name] for field in fields(MountRecord)}
+        # A keeper of an earlier release writes fewer; what came later has a default.
+        known = {
+            field.name: values[field.name]
+            for field in fields(MountRecord)
+            if field.name in values or field.default is MISSING
+        }
         record = MountRecord(**known)
         if not _is_sound(record, uid):
             return None

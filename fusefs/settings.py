@@ -6,7 +6,7 @@ from a file or the environment, so a daemon started again is told the same as th
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from metadata.errors import InvalidRequest
@@ -16,7 +16,10 @@ NO_FD = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
-    """JSON there and back, the same for both; an unknown or a missing key is an error."""
+    """JSON there and back, the same for both; an unknown key is an error.
+
+    A keeper starts daemons of later releases too: what these add to the settings has a default.
+    """
 
     def to_json(self) -> str:
         """One line, which ``from_json`` reads."""
@@ -27,14 +30,15 @@ class _Settings:
         """The settings in ``text``.
 
         Raises:
-            InvalidRequest: it is not a JSON object with exactly our keys.
+            InvalidRequest: it is not a JSON object with our keys, those that have a default perhaps missing.
         """
         try:
             values = json.loads(text)
         except ValueError as problem:
             raise InvalidRequest(f"settings are not JSON: {problem}") from problem
         names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(values, dict) or not needed <= set(values) <= names:
             given = sorted(values) if isinstance(values, dict) else values
             raise InvalidRequest(f"settings do not match, started by another release? got={given}")
         return cls(**{key: _frozen(value) for key, value in values.items()})
@@ -59,6 +63,8 @@ class NodeSettings(_Settings):
         init_fd: the memory file that keeps the kernel's INIT request (``fusefs.handover``).
         ready_fd: pipe for the one line that says ready or why not (``fusefs.handover``).
         read_only: mounted with ``-o ro``.
+        lock_fd: the state directory's lock, for a keeper that takes this daemon over.
+        standby_fd: pipe on which a byte says that the daemon before has finished; its end, that there is no need.
     """
 
     pool: str
@@ -71,6 +77,8 @@ class NodeSettings(_Settings):
     init_fd: int
     ready_fd: int
     read_only: bool = False
+    lock_fd: int = NO_FD
+    standby_fd: int = NO_FD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +90,7 @@ class KeeperSettings(_Settings):
         options: the words given with ``-o``.
         daemon: the command to start; its settings are appended as one argument.
         ready_fd: pipe to the waiting ``vdiskfs mount``, or ``NO_FD`` in the foreground.
+        take_over: it is mounted, and served by a daemon whose keeper has died.
     """
 
     pool: str
@@ -92,3 +101,17 @@ class KeeperSettings(_Settings):
     options: tuple[str, ...]
     daemon: tuple[str, ...]
     ready_fd: int = NO_FD
+    take_over: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeSettings(_Settings):
+    """What a keeper is asked to put in the daemon's place.
+
+    Attributes:
+        daemon: the command to start, now and from now on.
+        pythonpath: where its code lies, if it is not installed.
+    """
+
+    daemon: tuple[str, ...]
+    pythonpath: str = ""

@@ -1,6 +1,7 @@
 """The node's own folder on this machine: where it is, who may use it now, and its log file.
 
     STATE/lock      held with flock by the keeper and, by inheritance, its daemons; says who and where
+    STATE/keeper.lock   held by the keeper alone
     STATE/log       what keeper and daemon have to say; STATE/log.1 is the one before
     STATE/...       index, journal, cache: the daemon's
 
@@ -79,8 +80,21 @@ def lock(state: str, mountpoint: str) -> int:
     Raises:
         Unavailable: another mount uses it, or it cannot be written.
     """
+    return _lock(state, "lock", mountpoint)
+
+
+def lock_for_keeper(state: str, mountpoint: str) -> int:
+    """Claim to be the one keeper, as long as this process lives; its daemons do not inherit that.
+
+    Raises:
+        Unavailable: there is a keeper, or it cannot be written.
+    """
+    return _lock(state, "keeper.lock", mountpoint)
+
+
+def _lock(state: str, name: str, mountpoint: str) -> int:
     try:
-        lock_fd = os.open(f"{state}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock_fd = os.open(f"{state}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as problem:
         raise Unavailable(f"cannot lock the state directory {state}: {problem.strerror}") from problem
     try:

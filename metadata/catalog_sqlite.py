@@ -145,6 +145,20 @@ async def open_sqlite_catalog(
     return SqliteCatalog(db, reader, path=path, revision=revision, clock_ns=clock_ns)
 
 
+def check_sqlite_catalog(path: pathlib.Path) -> None:
+    """See that this release reads the catalog, while others use it.
+
+    Raises:
+        InvalidRequest, Corrupt, Unavailable: it does not.
+    """
+    with _our_errors(path):
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=BUSY_S, uri=True)
+        try:
+            _check_version(db, path)
+        finally:
+            db.close()
+
+
 def _connect(path: pathlib.Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
 

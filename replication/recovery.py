@@ -12,6 +12,7 @@ and checksum; a break in the chain means the pool lost bytes that were durable, 
 Everything here waits for disks: threads only.
 """
 
+import itertools
 import os
 from array import array
 from collections import deque
@@ -94,11 +95,11 @@ class LogReader:
             raise Corrupt(f"a commit record of another vdisk place={place:#x} file={file.path}")
         return record, check, blocks
 
-    def records_in(self, group: int) -> Iterator[tuple[int, CommitRecord, int, int]]:
-        """Every record in a group, in order, as (place, record, checksum, blocks)."""
+    def records_in(self, group: int, position: int = 0) -> Iterator[tuple[int, CommitRecord, int, int]]:
+        """Every record in a group from a position on, in order, as (place, record, checksum, blocks)."""
         file = self.file(group)
         buffer = memoryview(bytearray(_SCAN_BYTES))
-        position, skip_to = 0, 0
+        skip_to = 0
         while got := file.read(buffer, position):
             view = buffer[:got]
             for at in range(0, got, BLOCK_BYTES):
@@ -137,21 +138,34 @@ class LogReader:
         got = file.read(view, place & POSITION_MASK) // BLOCK_BYTES * BLOCK_BYTES
         return block_checksums(view[:got], file.seed + (place & POSITION_MASK))
 
-    def find_tail(self, *, durable_version: int = 0) -> Tail | None:
+    def _last_in(self, group: int, known: VdiskState | None) -> tuple[int, CommitRecord, int, int] | None:
+        """The last record in a group, as in ``records_in``; only what lies behind one that is known is looked at."""
+        before: list[tuple[int, CommitRecord, int, int]] = []
+        position = 0
+        if known is not None and known.version and known.record_place >> 16 == group:
+            with suppress(Corrupt):
+                record, check, blocks = self.record_at(known.record_place)
+                if check == known.record_check:
+                    before = [(known.record_place, record, check, blocks)]
+                    position = (known.record_place & POSITION_MASK) + blocks
+        return next(iter(deque(itertools.chain(before, self.records_in(group, position)), maxlen=1)), None)
+
+    def find_tail(self, *, durable_version: int = 0, known: VdiskState | None = None) -> Tail | None:
         """The last whole commit, made durable; None if the vdisk has none.
 
         Args:
             durable_version: commits up to this one are known to have been durable, whatever they read like now:
                 a block of theirs that fails is damage, to be reported when read, and no torn commit.
+            known: how far the index is: the tail is not before that, so what lies before need not be looked at.
 
         Raises:
             Corrupt: a record that must be there is not.
         """
         for group in reversed(self.pool.log_groups(self.vdisk)):
-            found = deque(self.records_in(group), maxlen=1)
-            if not found:
+            found = self._last_in(group, known)
+            if found is None:
                 continue
-            place, record, check, blocks = found[0]
+            place, record, check, blocks = found
             self.last_version = record.version
             if record.version > durable_version and not self.is_whole(record):
                 if not record.previous_place:
@@ -357,7 +371,7 @@ def recover(
     state = index.state(lineage.vdisk)
     durable = max(lineage.durable_version, lineage.floor.version, state.version if state else 0)
     with LogReader(pool, lineage.vdisk) as reader:
-        tail = reader.find_tail(durable_version=durable)
+        tail = reader.find_tail(durable_version=durable, known=state)
         found = tail.record.version if tail else 0
         if found < durable:
             raise Corrupt(

@@ -153,6 +153,14 @@ def _add_mount_verbs(verb: AddVerb) -> None:
         "--timeout", type=_seconds, default=UMOUNT_TIMEOUT_S, metavar="SECONDS", help="default: %(default)g"
     )
 
+    added = verb(
+        "upgrade",
+        "tools.commands_mount:upgrade",
+        "put this release's daemon in the place of the one that serves a mount; guests wait a moment",
+        json=True,
+    )
+    added.add_argument("mountpoint", metavar="MOUNTPOINT")
+
     added = verb("status", "tools.commands_mount:status", "show what is mounted, and how it fares", json=True)
     added.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from fusefs import control_client, ending, launch, mount_table, registry, state_directory
 from fusefs.mount_table import MountEntry
 from fusefs.settings import KeeperSettings
-from metadata.errors import ReadOnly, VdiskfsError
+from metadata.errors import ReadOnly, Unavailable, VdiskfsError
 from tools.paths import locate
 from tools.render import ProgressLine, print_facts, print_json, print_table, readable
 
@@ -64,6 +64,35 @@ def umount(arguments: argparse.Namespace) -> int:
     """Unmount, and return when everything is flushed and the processes are gone."""
     mountpoint = mount_table.resolve(arguments.mountpoint, mount_table.read_mounts())
     ending.end_mount(mountpoint, timeout_s=arguments.timeout, force=arguments.force)
+    return 0
+
+
+def upgrade(arguments: argparse.Namespace) -> int:
+    """Have this release serve a mount; returns when it does, or says who goes on and why."""
+    entry = locate(arguments.mountpoint).root().entry
+    before = locate(arguments.mountpoint).serving_record()
+    if not before.keeper.is_alive():
+        raise Unavailable(
+            f"the mount on {entry.mountpoint} has lost its keeper, give it a new one first: "
+            f"vdiskfs mount {entry.source} {entry.mountpoint}"
+        )
+    with ProgressLine() as line:
+        launch.upgrade(before, progress=line.show)
+    after = launch.find_record(entry) or before
+    facts = {
+        "mountpoint": entry.mountpoint,
+        "pid_before": before.pid,
+        "pid": after.pid,
+        "keeper_pid": after.keeper_pid,
+        "pause_ms": after.last_pause_ms,
+    }
+    if arguments.json:
+        print_json(facts)
+    else:
+        sys.stdout.write(
+            f"upgraded {entry.mountpoint}: daemon {before.pid} gave way to {after.pid}, guests waited "
+            f"{after.last_pause_ms} ms; its keeper {after.keeper_pid} stays\n"
+        )
     return 0
 
 

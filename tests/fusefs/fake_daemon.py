@@ -9,16 +9,25 @@ keeper, mounting and unmounting are tested by themselves. Behaviours:
     dies-N          serves once; the next N starts are ready and die at once; serves again
     deaf            reports that it is ready and then never answers
     ends-badly      serves, and fails after the mount is gone
+    stumbles        as a successor: dies when it is its turn
+    dawdles         as a successor: never stands by
+
+Whatever it is, it hands its mount to a keeper that asks over the control socket, and makes way when it is told to.
 """
 
 import errno
 import os
 import pathlib
+import select
+import signal
+import socket
 import struct
 import sys
 
 from fusefs import handover
-from fusefs.settings import NodeSettings
+from fusefs.daemon_process import EXIT_FINISHED, FINISH_SIGNAL
+from fusefs.handover import Stage
+from fusefs.settings import NO_FD, NodeSettings
 
 FORGET, GETATTR, STATFS, INIT, BATCH_FORGET = 2, 3, 17, 26, 42
 IN_HEADER = struct.Struct("<IIQQIIII")
@@ -55,18 +64,54 @@ def answer(settings: NodeSettings, request: bytes) -> None:
         reply(fuse_fd, unique, error=errno.ENOSYS)
 
 
+def listen(settings: NodeSettings) -> socket.socket:
+    """The control socket."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    pathlib.Path(settings.control).unlink(missing_ok=True)
+    listener.bind(settings.control)
+    listener.listen()
+    return listener
+
+
+def hand_over(settings: NodeSettings, listener: socket.socket) -> None:
+    """Give whoever asks all that is the mount's."""
+    client, _ = listener.accept()
+    with client:
+        if b"take_over" in client.recv(4096):
+            reports_fd, ready_fd = os.pipe2(os.O_CLOEXEC)
+            os.dup2(ready_fd, settings.ready_fd, inheritable=False)
+            mine = [settings.fuse_fd, settings.init_fd, settings.lock_fd, reports_fd]
+            socket.send_fds(client, [b'{"result": {}}\n'], mine)
+            os.close(reports_fd)
+
+
+def make_way(settings: NodeSettings) -> None:
+    """Let a successor go on."""
+    handover.report_stage(settings.ready_fd, Stage.PAUSED)
+    os._exit(EXIT_FINISHED)
+
+
 def serve(settings: NodeSettings) -> None:
     """Answer until the mount is gone."""
     if handover.load_init(settings.init_fd) is not None:
         handover.report_ready(settings.ready_fd)
-    while True:
-        try:
-            request = os.read(settings.fuse_fd, REQUEST_BYTES_MAX)
-        except OSError as problem:
-            if problem.errno in (errno.ENODEV, errno.ECONNABORTED):
-                return
-            raise
-        answer(settings, request)
+    signal.signal(FINISH_SIGNAL, lambda *_: make_way(settings))
+    poller = select.poll()
+    with listen(settings) as listener:
+        for readable in (settings.fuse_fd, listener.fileno()):
+            poller.register(readable, select.POLLIN)
+        while True:
+            ready = [descriptor for descriptor, _ in poller.poll()]
+            if listener.fileno() in ready:
+                hand_over(settings, listener)
+            if settings.fuse_fd in ready:
+                try:
+                    request = os.read(settings.fuse_fd, REQUEST_BYTES_MAX)
+                except OSError as problem:
+                    if problem.errno in (errno.ENODEV, errno.ECONNABORTED):
+                        return
+                    raise
+                answer(settings, request)
 
 
 def behave(behaviour: str, settings: NodeSettings) -> int:
@@ -74,6 +119,14 @@ def behave(behaviour: str, settings: NodeSettings) -> int:
     starts = pathlib.Path(settings.state, "starts")
     earlier = len(starts.read_text()) if starts.exists() else 0
     starts.write_text("x" * (earlier + 1))
+    if settings.standby_fd != NO_FD and behaviour not in ("refuse", "vanish"):
+        if behaviour == "dawdles":
+            os.read(settings.standby_fd, 1)
+        handover.report_stage(settings.ready_fd, Stage.STANDING_BY)
+        if not os.read(settings.standby_fd, 1):
+            return 0
+        if behaviour == "stumbles":
+            return 6
     if behaviour == "refuse":
         handover.report_error(settings.ready_fd, "the pool is not to my taste")
         return 1
@@ -86,7 +139,10 @@ def behave(behaviour: str, settings: NodeSettings) -> int:
         handover.report_ready(settings.ready_fd)
         return 4
     serve(settings)
-    return 5 if behaviour == "ends-badly" else 0
+    if behaviour == "ends-badly":
+        return 5
+    handover.report_stage(settings.ready_fd, Stage.ENDED)
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import pathlib
+import socket
 import sys
 import time
 
-from fusefs import ending, launch, mount_table, processes, registry
+from fusefs import ending, keeper_socket, launch, mount_table, processes, registry
 from fusefs.mount_table import MountEntry
 from fusefs.registry import MountRecord
-from fusefs.settings import KeeperSettings
+from fusefs.settings import KeeperSettings, UpgradeSettings
 
 DAEMON = pathlib.Path(__file__).with_name("fake_daemon.py")
 DEADLINE_S = 30.0
@@ -40,6 +41,28 @@ class FakeMount:
     def launch(self, behaviour: str = "serve", *, options: tuple[str, ...] = ()) -> None:
         """Mount."""
         launch.launch(self.settings(behaviour, options=options), progress=lambda text: None)
+
+    def upgrade(self, behaviour: str = "serve") -> None:
+        """Put another daemon in the place of the one that serves."""
+        path = registry.keeper_path(self.runtime, self.mountpoint)
+        keeper_socket.ask_upgrade(path, self._wanted(behaviour), progress=lambda text: None)
+
+    def ask_for_upgrade(self, behaviour: str) -> socket.socket:
+        """The same, and not wait; the reports can be read."""
+        connection = self.keeper_socket()
+        connection.sendall(self._wanted(behaviour).to_json().encode() + b"\n")
+        return connection
+
+    def keeper_socket(self) -> socket.socket:
+        """A connection to the keeper."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(DEADLINE_S)
+        connection.connect(registry.keeper_path(self.runtime, self.mountpoint))
+        return connection
+
+    def _wanted(self, behaviour: str) -> UpgradeSettings:
+        pythonpath = launch.environment().get("PYTHONPATH", "")
+        return UpgradeSettings(daemon=self.settings(behaviour).daemon, pythonpath=pythonpath)
 
     def end(self, *, force: bool = False, timeout_s: float = DEADLINE_S) -> None:
         """Unmount."""
