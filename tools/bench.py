@@ -19,8 +19,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from metadata.errors import InvalidRequest, Unavailable, VdiskfsError
+from tools.bench_chains import measure_chain
 from tools.bench_contenders import CONTENDERS, PROGRAMS, Factory, Vdiskfs, mounts_below, stop_contender
 from tools.bench_footprint import measure_footprint
+from tools.bench_history import measure_history
 from tools.bench_interrupts import signals_interrupt, uninterrupted
 from tools.bench_machine import check_fuse, check_programs, check_scratch, describe_machine
 from tools.bench_report import (
@@ -33,8 +35,11 @@ from tools.bench_report import (
     plan_json,
 )
 from tools.bench_rows import (
+    CHAIN_STAGES,
     FULL,
+    HISTORY_STAGES,
     OURS,
+    QCOW2,
     QUICK,
     ROWS,
     Plan,
@@ -107,7 +112,8 @@ def parse_request(argv: Sequence[str], contenders: tuple[str, ...]) -> Request:
     rows = select_rows(options.rows)
     if options.quick:
         # Too little is done to judge anybody by.
-        rows = tuple(dataclasses.replace(row, target=None) for row in rows)
+        wanted = rows if options.rows else tuple(row for row in rows if row.is_quick)
+        rows = tuple(dataclasses.replace(row, target=None) for row in wanted)
     return Request(
         rows=rows,
         contenders=tuple(name for name in contenders if name in chosen),
@@ -189,7 +195,14 @@ def _measure_alone(row: Row, contenders: dict[str, Factory], *, plan: Plan, fold
         return RowResult(row)
     with ExitStack() as cleanup:
         cleanup.callback(stop_contender, ours)
-        return measure_footprint(row, ours, plan=plan, progress=_show_progress)
+        if row.stage not in HISTORY_STAGES | CHAIN_STAGES:
+            return measure_footprint(row, ours, plan=plan, progress=_show_progress)
+        compared = None
+        if QCOW2 in contenders:
+            compared = folder / QCOW2
+            compared.mkdir()
+        measure = measure_chain if row.stage in CHAIN_STAGES else measure_history
+        return measure(row, ours, plan=plan, folder=compared, progress=_show_progress)
 
 
 def _check_writable(json_file: Path | None) -> None:

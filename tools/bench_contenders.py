@@ -107,6 +107,10 @@ class QemuExport:
         """Make the image and export it, writable."""
         image = self._folder / f"{name}.{self._format}"
         run_command(["qemu-img", "create", "-q", "-f", self._format, str(image), str(size)])
+        self.serve(name, image)
+
+    def serve(self, name: str, image: Path) -> None:
+        """Export an image that is there, writable."""
         mountpoint = self.image_path(name)
         mountpoint.touch(exist_ok=False)
         arguments = [

@@ -16,6 +16,7 @@ END_S_MAX = 10.0
 PACKAGES = {
     "fio": "fio",
     "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "vdiskfs": "vdiskfs",
 }

@@ -47,6 +47,11 @@ class Stage(enum.Enum):
     INDEX_SEQUENTIAL = "index sequential"
     INDEX_RANDOM = "index random"
     MOUNT = "mount"
+    HISTORY = "snapshots, clones, rollbacks, deletions"
+    DIFF = "diff"
+    TREE = "tree"
+    SNAPSHOT_CHAIN = "reads behind snapshots"
+    CLONE_CHAIN = "reads through clones"
 
 
 class Measure(enum.Enum):
@@ -57,8 +62,14 @@ class Measure(enum.Enum):
     CPU_US = "us/op"
     MEMORY_MIB = "MiB"
     INDEX_PERCENT = "%"
-    MOUNT_S = "s"
+    SECONDS = "s"
+    VERB_MS = "ms"
+    SLOWER_PERCENT = "% less"
 
+
+HISTORY_STAGES = frozenset({Stage.HISTORY, Stage.DIFF, Stage.TREE})
+CHAIN_STAGES = frozenset({Stage.SNAPSHOT_CHAIN, Stage.CLONE_CHAIN})
+"""Each of their rows starts vdiskfs anew, and makes what it is compared with itself."""
 
 MORE_IS_BETTER = frozenset({Measure.IOPS, Measure.MEGABYTES_PER_S})
 
@@ -82,6 +93,8 @@ class Row:
     target: Target | None = None
     job: Job | None = None
     overwritten: bool = False
+    is_quick: bool = True
+    """Whether --quick runs it without being asked to."""
 
     def __post_init__(self) -> None:
         assert self.target is None or (self.target.against is not None) == (self.measure in MORE_IS_BETTER)
@@ -102,6 +115,11 @@ class Plan:
     memory_written_bytes: int
     mount_vdisks: int
     mount_bytes: int
+    mapped_bytes: int
+    verb_rounds: int
+    tree_nodes: int
+    chain_bytes: int
+    chain_depths: tuple[int, ...]
     shared_images: bool
 
 
@@ -114,6 +132,11 @@ FULL = Plan(
     memory_written_bytes=8 * GIB,
     mount_vdisks=10_000,
     mount_bytes=64 * GIB,
+    mapped_bytes=64 * GIB,
+    verb_rounds=15,
+    tree_nodes=5000,
+    chain_bytes=256 * MIB,
+    chain_depths=(1, 10, 100, 1000),
     shared_images=False,
 )
 
@@ -126,6 +149,11 @@ QUICK = Plan(
     memory_written_bytes=32 * MIB,
     mount_vdisks=100,
     mount_bytes=GIB,
+    mapped_bytes=GIB,
+    verb_rounds=2,
+    tree_nodes=50,
+    chain_bytes=16 * MIB,
+    chain_depths=(1, 5),
     shared_images=True,
 )
 
@@ -159,6 +187,49 @@ def _read_rows(*, overwritten: bool) -> tuple[Row, ...]:
     return tuple(
         Row(prefix + name, title + suffix, Stage.READ, measure, target, job, overwritten)
         for name, title, measure, target, job in table
+    )
+
+
+def _history_rows() -> tuple[Row, ...]:
+    """What one verb costs, on a vdisk with little and with much in it."""
+    sizes = (("small", "1 MiB"), ("large", "64 GiB"))
+    return tuple(
+        Row(f"{verb}-{name}", f"{what}, {size} mapped", Stage.HISTORY, Measure.VERB_MS, Target(20))
+        for verb, what in (
+            ("snapshot", "a snapshot is made"),
+            ("clone", "a clone is made"),
+            ("rollback", "a vdisk is rolled back"),
+            ("delete", "a snapshot is deleted"),
+        )
+        for name, size in sizes
+    )
+
+
+def _chain_rows() -> tuple[Row, ...]:
+    """Reads at depth: how much slower than at depth 1 at worst, and how fast against a qcow2 chain."""
+    return (
+        Row(
+            "behind-snapshots",
+            "4 KiB randread O_DIRECT QD16 behind 1,000 snapshots, against a chain of 1,000 overlays",
+            Stage.SNAPSHOT_CHAIN,
+            Measure.IOPS,
+            Target(3.0, QCOW2),
+            is_quick=False,
+        ),
+        Row(
+            "snapshots-slow-down",
+            "the same behind 1 to 1,000 snapshots: the most that is lost",
+            Stage.SNAPSHOT_CHAIN,
+            Measure.SLOWER_PERCENT,
+            Target(10),
+        ),
+        Row(
+            "clones-slow-down",
+            "the same through 1 to 1,000 generations of clones, second pass: the most that is lost",
+            Stage.CLONE_CHAIN,
+            Measure.SLOWER_PERCENT,
+            Target(10),
+        ),
     )
 
 
@@ -278,9 +349,19 @@ ROWS: tuple[Row, ...] = (
         "mount",
         "cold mount and first ls -l, 64 GiB in 10,000 vdisks",
         Stage.MOUNT,
-        Measure.MOUNT_S,
+        Measure.SECONDS,
         Target(2.0),
     ),
+    *_history_rows(),
+    *_chain_rows(),
+    Row(
+        "diff",
+        "'diff' of two snapshots of a 64 GiB vdisk, 1 % changed here and there",
+        Stage.DIFF,
+        Measure.SECONDS,
+        Target(1.0),
+    ),
+    Row("tree", "'tree --json' of 5,000 nodes", Stage.TREE, Measure.SECONDS, Target(1.0)),
 )
 
 
@@ -320,6 +401,12 @@ def plan_row_bytes(row: Row, plan: Plan) -> int:
         return plan.image_bytes * 5 // 4
     if row.stage is Stage.MOUNT:
         return plan.mount_vdisks * VDISK_BYTES_MIN
+    if (
+        row.stage in CHAIN_STAGES
+    ):  # two vdisks, each with 1 % more a generation, and as much for a chain of overlays
+        return 2 * plan.chain_bytes * (2 + plan.chain_depths[-1] // 50)
+    if row.stage in HISTORY_STAGES:
+        return plan.mapped_bytes // 128 + plan.tree_nodes * VDISK_BYTES_MIN
     assert row.job is not None
     if row.job.reads:
         return 0

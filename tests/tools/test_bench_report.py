@@ -18,7 +18,7 @@ from tools.bench_rows import FULL, OURS, QCOW2, ROWS, Measure, Row, Stage, Targe
 
 CONTENDERS = ("raw", QCOW2, OURS)
 RATIO_ROW = Row("reading", "", Stage.READ, Measure.IOPS, Target(2.0, QCOW2))
-LIMIT_ROW = Row("waiting", "", Stage.MOUNT, Measure.MOUNT_S, Target(2.0))
+LIMIT_ROW = Row("waiting", "", Stage.MOUNT, Measure.SECONDS, Target(2.0))
 OPEN_ROW = Row("watching", "", Stage.READ, Measure.IOPS)
 
 

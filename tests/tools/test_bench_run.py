@@ -57,7 +57,21 @@ def test_a_quick_run_judges_nobody() -> None:
     quick = bench.parse_request(["--quick"], ("vdiskfs",))
     full = bench.parse_request([], ("vdiskfs",))
     assert all(row.target is None for row in quick.rows)
-    assert [row.name for row in quick.rows] == [row.name for row in full.rows]
+    assert [row.name for row in quick.rows] == [row.name for row in full.rows if row.is_quick]
+    asked = bench.parse_request(["--quick", "--rows=behind-snapshots"], ("vdiskfs",))
+    assert [row.name for row in asked.rows] == ["behind-snapshots"]
+
+
+@pytest.mark.parametrize("row", ["snapshot-large", "rollback-small", "clones-slow-down", "diff", "tree"])
+def test_rows_about_history_are_measured_and_nothing_is_left_behind(tmp_path: Path, row: str) -> None:
+    report, scratch = tmp_path / "report.json", tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = bench_in(scratch, "--contenders=vdiskfs", f"--rows={row}", "--json", str(report))
+    assert bench.main(arguments) == bench.DONE
+    [measured] = json.loads(report.read_text())["rows"]
+    assert len(measured["samples"]["vdiskfs"]) > 0
+    assert measured["failure"] is None
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize(
