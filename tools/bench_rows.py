@@ -404,7 +404,7 @@ def plan_row_bytes(row: Row, plan: Plan) -> int:
     if (
         row.stage in CHAIN_STAGES
     ):  # two vdisks, each with 1 % more a generation, and as much for a chain of overlays
-        return 2 * plan.chain_bytes * (2 + plan.chain_depths[-1] // 50)
+        return 2 * plan.chain_bytes * (2 + plan.chain_depths[-1] // 90)
     if row.stage in HISTORY_STAGES:
         return plan.mapped_bytes // 128 + plan.tree_nodes * VDISK_BYTES_MIN
     assert row.job is not None
