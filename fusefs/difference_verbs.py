@@ -11,7 +11,7 @@ from metadata.ids import VdiskId
 from replication.comparing import Comparison, Named
 from replication.pictures import Picture
 
-RANGES_PAGE = 100_000
+RANGES_PAGE = 250_000
 """Ranges in one answer, about."""
 CELLS_MAX = 1 << 14
 PICTURES_MAX = 1000
@@ -56,7 +56,8 @@ class DifferenceVerbs:
     async def _diff(self, arguments: dict[str, Any], _: Progress) -> object:
         """Changed ranges of ``path`` (at its snapshot ``name``) since ``base_path`` (at ``base``), or all its data.
 
-        A range is [offset, length, kind]; ``next_offset`` is set if the answer stops before the end.
+        ``words`` are those of metadata/differences.py, little-endian and in base64: there may be a million of them.
+        ``next_offset`` is set if the answer stops before the end.
         """
         newer, older = self._named(arguments, "path", "name"), None
         if not flag_in(arguments, "whole"):
@@ -75,7 +76,7 @@ class DifferenceVerbs:
             "base_vdisk": older.vdisk if older else None,
             "base_version": found.older_version,
             "base_size": found.older_size,
-            "ranges": found.ranges,
+            "words": base64.b64encode(found.words).decode(),
             "next_offset": found.next_offset,
         }
 

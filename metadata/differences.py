@@ -9,7 +9,8 @@ changed here and there is 65,536 pairs, 7 us each.
 
 import operator
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from metadata.errors import Corrupt
@@ -26,6 +27,7 @@ _ONES = int.from_bytes((1).to_bytes(8, "little") * _CHUNK_BLOCKS, "little")
 _PLACE_MASK = (1 << 64) - 1
 _LAST_SHIFT = 64 * (_CHUNK_BLOCKS - 1)
 _COUNTS = int.from_bytes(b"".join(n.to_bytes(8, "little") for n in range(_CHUNK_BLOCKS)), "little")
+_NEXT_CHUNK = _CHUNK_BLOCKS * _ONES
 _place_at = struct.Struct("<Q").unpack_from
 _from_bytes = int.from_bytes
 
@@ -39,67 +41,110 @@ class ChangedRange(NamedTuple):
     """Of the newer content: data, or hole (zeros)."""
 
 
-ChangedRun = tuple[int, int, str]
-"""Blocks from .. up to but not including .., and what they are now."""
+Words = array
+"""Changed blocks in order, of typecode Q, two words a run: its first block; the block behind it << 1 | is a hole."""
 
 
-def changed_runs(old: bytes, new: bytes) -> list[ChangedRun] | None:
-    """The blocks in which two encoded rows (metadata/rows.py) differ, in order.
+def add_changed(words: "array[int]", base: int, old: bytes, new: bytes) -> bool:
+    """Adds the blocks in which two encoded rows (metadata/rows.py) differ; ``base`` is the number of their first.
 
-    None if a block is or was the parent's: what that means takes a look there.
+    False, and nothing is added, if a block is or was the parent's: what that means takes a look there.
 
     Raises:
         Corrupt: no such form, or of the wrong length.
     """
-    changed: list[ChangedRun] = []
+    before, last = len(words), words[-1] if words else 0
     old_first, old_step = _first(old)
     new_first, new_step = _first(new)
     are_dense = old_first is None and new_first is None
+    was_number = 0 if old_first is None else old_first * _ONES + old_step * _COUNTS
+    now_number = 0 if new_first is None else new_first * _ONES + new_step * _COUNTS
     for at in _CHUNKS_AT:
-        was, now = old[at : at + _CHUNK_BYTES], new[at : at + _CHUNK_BYTES]
-        if are_dense and was == now:
-            continue
+        if are_dense:
+            was, now = old[at : at + _CHUNK_BYTES], new[at : at + _CHUNK_BYTES]
+            if was == now:
+                continue
+            differing = _from_bytes(was, "little") ^ _from_bytes(now, "little")
+        else:
+            differing = (
+                _from_bytes(old[at : at + _CHUNK_BYTES], "little") if old_first is None else was_number
+            ) ^ (_from_bytes(new[at : at + _CHUNK_BYTES], "little") if new_first is None else now_number)
+            was_number += old_step * _NEXT_CHUNK
+            now_number += new_step * _NEXT_CHUNK
+            if not differing:
+                continue
         block = at >> 3
-        was_number = _from_bytes(was, "little") if old_first is None else _chunk(old_first, old_step, block)
-        differing = was_number ^ (
-            _from_bytes(now, "little") if new_first is None else _chunk(new_first, new_step, block)
-        )
         if differing & _PLACE_MASK and differing >> _LAST_SHIFT:  # likely all of them
-            runs = compared_runs(_places(old, block), _places(new, block), block)
-            if runs is None:
-                return None
-            changed += runs
+            places = _places(old, block), _places(new, block)
+            if PARENT in places[0] or PARENT in places[1]:
+                break
+            add_compared(words, base + block, *places)
             continue
         while differing:
             skipped = (differing & -differing).bit_length() - 1 >> 6
             block += skipped
             place = _place_at(new, 1 + 8 * block)[0] if new_first is None else new_first + new_step * block
             if place > PARENT:
-                changed.append((block, block + 1, DATA_KIND))
+                start = base + block << 1
             elif place == HOLE and _places(old, block, 1)[0] != PARENT:
-                changed.append((block, block + 1, HOLE_KIND))
+                start = base + block << 1 | 1
             else:
-                return None
+                break
+            if words and words[-1] == start:
+                words[-1] = start + 2
+            else:
+                words.append(base + block)
+                words.append(start + 2)
             block += 1
             differing >>= skipped + 1 << 6
-    return changed
+        if differing:
+            break
+    else:
+        return True
+    del words[before:]
+    if before:
+        words[-1] = last
+    return False
 
 
-def compared_runs(old: Sequence[int], new: Sequence[int], first: int) -> list[ChangedRun] | None:
-    """The same for stretches of places that begin at block ``first``, one by one; they are joined."""
-    if PARENT in old or PARENT in new:
-        return None
+def add_compared(words: "array[int]", base: int, old: Sequence[int], new: Sequence[int]) -> None:
+    """The same for places, none of which is the parent's; the first ones are of block ``base``."""
     if HOLE not in new and not any(map(operator.eq, old, new)):
-        return [(first, first + len(new), DATA_KIND)]
-    changed: list[ChangedRun] = []
-    for block, (was, place) in enumerate(zip(old, new, strict=True), first):
+        _add(words, base, base + len(new), False)
+        return
+    for block, (was, place) in enumerate(zip(old, new, strict=True), base):
         if was != place:
-            kind = HOLE_KIND if place == HOLE else DATA_KIND
-            if changed and changed[-1][1] == block and changed[-1][2] == kind:
-                changed[-1] = (changed[-1][0], block + 1, kind)
-            else:
-                changed.append((block, block + 1, kind))
-    return changed
+            _add(words, block, block + 1, place == HOLE)
+
+
+def _add(words: "array[int]", first: int, end: int, is_hole: bool) -> None:
+    if words and words[-1] == first << 1 | is_hole:
+        words[-1] = end << 1 | is_hole
+    else:
+        words.extend((first, end << 1 | is_hole))
+
+
+def ranges_of(words: "array[int]", *, size: int) -> Iterator[ChangedRange]:
+    """The ranges that words stand for, cut at the vdisk's size."""
+    pairs = iter(words)
+    for first, end in zip(pairs, pairs, strict=True):
+        offset, stop = first * BLOCK_BYTES, (end >> 1) * BLOCK_BYTES
+        if stop > size:
+            if offset >= size:
+                return
+            stop = size
+        yield _range(ChangedRange, (offset, stop - offset, HOLE_KIND if end & 1 else DATA_KIND))
+
+
+_range = tuple.__new__  # as ChangedRange(...), in half the time
+
+
+def join(words: "array[int]", more: "array[int]") -> None:
+    """Adds the words of what follows; its first run may go on with the last one."""
+    if words and more and words[-1] == more[0] << 1 | more[1] & 1:
+        words[-1] = more[1]
+        more = more[2:]
+    words.extend(more)
 
 
 def _first(row: bytes) -> tuple[int | None, int]:
@@ -112,37 +157,11 @@ def _first(row: bytes) -> tuple[int | None, int]:
     raise Corrupt(f"index row of an unknown form kind={kind.hex()} length={length}")
 
 
-def _chunk(first: int, step: int, block: int) -> int:
-    """32 places from ``block`` on as one number."""
-    return (first + block) * _ONES + _COUNTS if step else first * _ONES
-
-
 def _places(row: bytes, block: int, count: int = _CHUNK_BLOCKS) -> Sequence[int]:
     first, step = _first(row)
     if first is None:
         return struct.unpack_from(f"<{count}Q", row, 1 + 8 * block)
     return range(first + block, first + block + count) if step else (first,) * count
-
-
-def join(runs: Iterable[ChangedRun], *, size: int) -> Iterator[ChangedRange]:
-    """Changed runs (block numbers within the vdisk, ascending) as ranges, cut at the vdisk's size."""
-    start = end = 0
-    kind = ""
-    for first, stop, now in runs:
-        if first != end or now != kind:
-            if end > start:
-                yield from _cut(start, end, kind, size=size)
-            start, kind = first, now
-        end = stop
-    if end > start:
-        yield from _cut(start, end, kind, size=size)
-
-
-def _cut(start: int, end: int, kind: str, *, size: int) -> Iterator[ChangedRange]:
-    offset = start * BLOCK_BYTES
-    length = min(end * BLOCK_BYTES, size) - offset
-    if length > 0:
-        yield ChangedRange(offset, length, kind)
 
 
 def first_common(older: list[int], newer: list[int]) -> tuple[int, int] | None:

@@ -1,11 +1,12 @@
 """Comparing two versions of vdisks that are being used: made durable, pinned and indexed, then compared in a thread."""
 
 import functools
+from array import array
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from metadata.differences import ChangedRange
+from metadata.differences import ChangedRange, join, ranges_of
 from metadata.ids import VdiskId
 from metadata.units import VBLOCK_BYTES
 from replication.differences import Ancestor, Differences, Side
@@ -26,17 +27,22 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Changed ranges from some offset on, in order.
+    """Changed blocks from some offset on, in order, as words (metadata/differences.py).
 
     ``next_offset`` is where the next part begins; None at the end. ``older_version`` None: compared with nothing.
     """
 
-    ranges: list[ChangedRange]
+    words: "array[int]"
     next_offset: int | None
     size: int
     version: int
     older_size: int
     older_version: int | None
+
+    @property
+    def ranges(self) -> list[ChangedRange]:
+        """The same as ranges."""
+        return list(ranges_of(self.words, size=self.size))
 
 
 async def compare(
@@ -61,13 +67,14 @@ async def compare(
         now = await stack.enter_async_context(side_of(vdisks, newer))
         differences = Differences(vdisks.workspace.index, before, now)
         first, end = offset // VBLOCK_BYTES, -(-now.size // VBLOCK_BYTES)
-        ranges: list[ChangedRange] = []
-        while first < end and len(ranges) < count:
+        words = array("Q")
+        while first < end and len(words) < 2 * count:
             stop = min(end, first + _VBLOCKS_AT_ONCE)
-            _add(ranges, await vdisks.workspace.wait_for(functools.partial(_part, differences, first, stop)))
+            part = functools.partial(differences.words, first, stop)
+            join(words, await vdisks.workspace.wait_for(part))
             first = stop
         return Comparison(
-            ranges,
+            words,
             first * VBLOCK_BYTES if first < end else None,
             now.size,
             now.line[0].version,
@@ -94,17 +101,3 @@ async def side_of(vdisks: Vdisks, named: Named) -> AsyncIterator[Side]:
             for up in ancestry.generations
         ]
         yield Side(origin.size, (own, *above))
-
-
-def _part(differences: Differences, first: int, end: int) -> list[ChangedRange]:
-    return list(differences.ranges(first_vblock=first, end_vblock=end))
-
-
-def _add(ranges: list[ChangedRange], more: list[ChangedRange]) -> None:
-    """Ranges that follow; the first of them may go on with the last."""
-    if ranges and more:
-        last, first = ranges[-1], more[0]
-        if last.offset + last.length == first.offset and last.kind == first.kind:
-            ranges[-1] = ChangedRange(last.offset, last.length + first.length, last.kind)
-            more = more[1:]
-    ranges += more

@@ -10,12 +10,13 @@ never the other way round.
 """
 
 import heapq
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
 
 from metadata.descent import Rollbacks
-from metadata.differences import ChangedRange, ChangedRun, changed_runs, compared_runs, first_common, join
+from metadata.differences import add_changed, add_compared, first_common
 from metadata.errors import InvalidRequest
 from metadata.ids import HOLE, PARENT
 from metadata.index import Index
@@ -73,41 +74,34 @@ class Differences:
         assert meet is not None
         self._meet = meet
 
-    def ranges(self, *, first_vblock: int = 0, end_vblock: int | None = None) -> Iterator[ChangedRange]:
-        """Changed ranges in order, as far as the newer side goes; holes are where it reads zeros."""
-        end = -(-self._newer.size // VBLOCK_BYTES)
-        end = end if end_vblock is None else min(end, end_vblock)
-        return join(self._runs(first_vblock, end), size=self._newer.size)
-
-    def _runs(self, first: int, end: int) -> Iterator[ChangedRun]:
-        """The changed blocks of these vblocks."""
+    def words(self, first_vblock: int, end_vblock: int) -> "array[int]":
+        """The changed blocks of these vblocks (metadata/differences.py); holes are where the newer side reads zeros."""
+        end = min(end_vblock, -(-self._newer.size // VBLOCK_BYTES))
+        pairs, suspects = self._pairs(first_vblock, end), self._suspects(first_vblock, end)
+        if suspects is not None:
+            also = ((vblock, None, None) for vblock in suspects)
+            pairs = heapq.merge(pairs, also, key=_vblock_of)
         is_one_vdisk = self._meet == (0, 0)
-        suspects = ((vblock, None, None) for vblock in self._suspects(first, end))
-        merged = heapq.merge(self._pairs(first, end), suspects, key=_vblock_of)
-        last = -1
-        for vblock, older, newer in merged:
+        words, last = array("Q"), -1
+        for vblock, older, newer in pairs:
             if vblock == last:
                 continue
-            last, changed = vblock, None
+            last = vblock
             if is_one_vdisk and (older or newer):
                 older = older or self._absent(self._older, vblock)
-                changed = changed_runs(older, newer or self._absent(self._newer, vblock))
-            if changed is None:
-                changed = self._resolved_runs(vblock)
-            block_no = vblock * VBLOCK_BLOCKS
-            for start, stop, kind in changed:
-                yield block_no + start, block_no + stop, kind
+                newer = newer or self._absent(self._newer, vblock)
+                if add_changed(words, vblock * VBLOCK_BLOCKS, older, newer):
+                    continue
+            places = self._resolve(self._older, vblock), self._resolve(self._newer, vblock)
+            if places[0] != places[1]:
+                add_compared(words, vblock * VBLOCK_BLOCKS, *places)
+        return words
 
     @staticmethod
     def _absent(side: Side, vblock: int) -> bytes:
         """What a side's own row of a vblock is where the index has none."""
         own = side.line[0]
         return encode_row(absent_row(vblock, absent=own.absent, overlap=own.overlap))
-
-    def _resolved_runs(self, vblock: int) -> list[ChangedRun]:
-        """The changed blocks of a vblock, all generations looked through."""
-        older, newer = self._resolve(self._older, vblock), self._resolve(self._newer, vblock)
-        return [] if older == newer else compared_runs(older, newer, 0) or []
 
     def _pairs(self, first: int, end: int) -> Iterator[tuple[int, bytes | None, bytes | None]]:
         """Vblocks whose rows differ in the vdisk where the lines meet."""
@@ -131,8 +125,8 @@ class Differences:
             return None, None
         return self._older.line[at_older], self._newer.line[at_newer]
 
-    def _suspects(self, first: int, end: int) -> Iterator[int]:
-        """Vblocks, in order, that may differ for another reason than their rows in the vdisk in common."""
+    def _suspects(self, first: int, end: int) -> Iterator[int] | None:
+        """Vblocks, in order, that may differ for another reason than their rows in the vdisk in common; None: none."""
         at_older, at_newer = self._meet
         below = (*self._older.line[:at_older], *self._newer.line[:at_newer])
         sources: list[Iterable[int]] = [self._with_rows(a.vdisk, first, end) for a in below]
@@ -142,7 +136,8 @@ class Differences:
         ends = self._line_ends()
         if ends[0] is not None and ends[1] is not None:
             sources.append(_between(ends[0].reach(), ends[1].reach(), first=first, end=end))
-        return (vblock for vblock, _ in groupby(heapq.merge(*sources)))
+        sources = [source for source in sources if source != range(0)]
+        return (vblock for vblock, _ in groupby(heapq.merge(*sources))) if sources else None
 
     def _with_rows(self, vdisk: int, first: int, end: int) -> Iterator[int]:
         return chain.from_iterable(
@@ -183,6 +178,4 @@ def _reach(side: Side, depth: int) -> int:
 def _between(one: int, other: int, *, first: int, end: int) -> range:
     """The vblocks from the smaller of two offsets to the larger one."""
     start, stop = sorted((one, other))
-    if start == stop:
-        return range(0)
     return range(max(first, start // VBLOCK_BYTES), min(end, -(-stop // VBLOCK_BYTES)))

@@ -5,7 +5,6 @@ speed drifts does not look like depth. Each generation rewrites 1 % of the vdisk
 """
 
 import os
-import random
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from metadata.units import BLOCK_BYTES
 from tools.asking import ask
 from tools.bench_contenders import QemuExport, Vdiskfs, stop_contender
 from tools.bench_fio import Amount, Job, run_job
+from tools.bench_history import scattered
 from tools.bench_machine import settle
 from tools.bench_processes import run_command
 from tools.bench_report import RowResult
@@ -105,12 +105,11 @@ def _add_clone(path: Path, depth: int) -> Path:
 
 def _rewrite(path: Path, seed: int, *, piece: int) -> None:
     """1 % of it, in random places, durable."""
-    chance = random.Random(seed)
     with path.open("r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         data = os.urandom(piece)
-        for _ in range(max(1, int(size * _CHANGED_SHARE) // piece)):
-            os.pwrite(file.fileno(), data, chance.randrange(size // piece) * piece)
+        for at in scattered(size // piece, share=_CHANGED_SHARE, seed=seed):
+            os.pwrite(file.fileno(), data, at * piece)
         os.fsync(file.fileno())
 
 
@@ -126,14 +125,10 @@ def _qcow2_chain(folder: Path, *, plan: Plan, progress: Progress) -> list[float]
     _img("create", "-q", "-f", QCOW2, "-o", "preallocation=metadata", str(base), str(plan.chain_bytes))
     _io(base, [f"write -q -P 90 {offset} {MIB}" for offset in range(0, plan.chain_bytes, MIB)])
     depth = plan.chain_depths[-1]
-    chance = random.Random(1)
     for number in range(1, depth + 1):
         overlay = folder / f"{number}.qcow2"
         _img("create", "-q", "-f", QCOW2, str(overlay), str(plan.chain_bytes))
-        clusters = [
-            chance.randrange(plan.chain_bytes // _CLUSTER_BYTES)
-            for _ in range(max(1, int(plan.chain_bytes * _CHANGED_SHARE) // _CLUSTER_BYTES))
-        ]
+        clusters = scattered(plan.chain_bytes // _CLUSTER_BYTES, share=_CHANGED_SHARE, seed=number)
         _io(overlay, [f"write -q -P 91 {cluster * _CLUSTER_BYTES} {_CLUSTER_BYTES}" for cluster in clusters])
         _img("rebase", "-u", "-f", QCOW2, "-b", f"{number - 1}.qcow2", "-F", QCOW2, str(overlay))
         if not number % 50:

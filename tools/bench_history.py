@@ -6,12 +6,13 @@ groups that are not there, which nobody reads. qcow2's counterpart is its preall
 """
 
 import os
-import random
 import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from xxhash import xxh3_64_intdigest
 
 from metadata.ids import group_id
 from metadata.index import Index, IndexBatch
@@ -230,21 +231,27 @@ def _mapped_row(vblock: int) -> "array[int]":
 
 def _change(index: Index, vdisk: int, *, generation: int, share: float) -> None:
     """Blocks here and there get a new place in a later generation."""
-    state, chance = index.state(vdisk), random.Random(1)
+    state = index.state(vdisk)
     assert state is not None
+    mapped = dict(_rows(index, vdisk))
     rows: dict[int, bytes] = {}
-    written = 0
-    for vblock, row in list(_rows(index, vdisk)):
-        for block in range(VBLOCK_BLOCKS):
-            if chance.random() < share:
-                group = group_id(_FAKE_EPOCH + 1, written >> 14)
-                row[block] = group << 16 | written & 0x3FFF
-                written += 1
-        rows[vblock] = encode_row(row)
-        if len(rows) == _VBLOCKS_AT_ONCE:
-            index.apply(IndexBatch(vdisk, generation, rows, {}, state))
-            rows = {}
+    last = max(mapped)
+    chosen = sorted(set(scattered((last + 1) * VBLOCK_BLOCKS, share=share, seed=1)))
+    for number, block_no in enumerate(chosen):
+        vblock = block_no // VBLOCK_BLOCKS
+        if vblock in mapped:
+            group = group_id(_FAKE_EPOCH + 1, number >> 14)
+            mapped[vblock][block_no % VBLOCK_BLOCKS] = group << 16 | number & 0x3FFF
+            rows[vblock] = encode_row(mapped[vblock])
     index.apply(IndexBatch(vdisk, generation, rows, {}, state))
+
+
+def scattered(count: int, *, share: float, seed: int) -> list[int]:
+    """Numbers below ``count``, so large a share of them, here and there: the same ones for the same seed."""
+    return [
+        xxh3_64_intdigest(number.to_bytes(8, "little"), seed) % count
+        for number in range(max(1, int(count * share)))
+    ]
 
 
 def _rows(index: Index, vdisk: int) -> Any:

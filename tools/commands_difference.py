@@ -1,13 +1,15 @@
 """The verbs about differences: diff; export and import of difference streams."""
 
 import argparse
+import base64
 import itertools
 import json
 import sys
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from metadata.differences import HOLE_KIND, ChangedRange
+from metadata.differences import DATA_KIND, HOLE_KIND, ChangedRange, ranges_of
 from metadata.errors import Corrupt, InvalidRequest
 from tools.asking import ask, check_same_mount
 from tools.paths import Located, locate_snapshot
@@ -55,12 +57,12 @@ def changed_pages(
 def changed_ranges(pages: Iterable[Mapping[str, Any]]) -> Iterator[ChangedRange]:
     """The ranges of all pages."""
     for page in pages:
-        for offset, length, kind in page["ranges"]:
-            yield ChangedRange(offset, length, kind)
+        words = array("Q", base64.b64decode(page["words"]))
+        yield from ranges_of(words, size=page["size"])
 
 
 def _print_table(pages: Iterable[Mapping[str, Any]]) -> None:
-    changed, bytes_by_kind = 0, {"data": 0, HOLE_KIND: 0}
+    changed, bytes_by_kind = 0, {DATA_KIND: 0, HOLE_KIND: 0}
     rows = []
     for offset, length, kind in changed_ranges(pages):
         rows.append([str(offset), str(length), kind])
@@ -68,7 +70,7 @@ def _print_table(pages: Iterable[Mapping[str, Any]]) -> None:
         bytes_by_kind[kind] += length
     if rows:
         print_table(("OFFSET", "LENGTH", "NOW"), rows, left=0)
-    data, holes = (format_size(bytes_by_kind[kind]) for kind in ("data", HOLE_KIND))
+    data, holes = (format_size(bytes_by_kind[kind]) for kind in (DATA_KIND, HOLE_KIND))
     sys.stdout.write(f"{changed} ranges changed: {data} of data, {holes} of holes\n")
 
 
@@ -77,16 +79,16 @@ def _print_json(path: str, pages: Iterator[dict[str, Any]]) -> None:
     first = next(pages)
     facts = {"format": JSON_FORMAT, "path": path, **{key: first[key] for key in _FACTS}}
     sys.stdout.write(json.dumps(facts, indent=2).removesuffix("\n}") + ',\n  "ranges": [')
-    separator, totals = "", {"data": 0, HOLE_KIND: 0}
+    separator, totals = "", {DATA_KIND: 0, HOLE_KIND: 0}
     for page in itertools.chain([first], pages):
         lines = []
-        for offset, length, kind in page["ranges"]:
+        for offset, length, kind in changed_ranges([page]):
             totals[kind] += length
             lines.append(f'\n    {{"offset": {offset}, "length": {length}, "kind": "{kind}"}}')
         if lines:
             sys.stdout.write(separator + ",".join(lines))
             separator = ","
-    sums = f'"data_bytes": {totals["data"]},\n  "hole_bytes": {totals[HOLE_KIND]}'
+    sums = f'"data_bytes": {totals[DATA_KIND]},\n  "hole_bytes": {totals[HOLE_KIND]}'
     sys.stdout.write(f"\n  ],\n  {sums}\n}}\n")
 
 

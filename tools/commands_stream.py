@@ -169,7 +169,7 @@ class _Import:
         if any(snapshot.name == header.name for snapshot in known):
             raise Exists(f"{self._target} has another snapshot called {header.name!r}: rename that first")
         since = next(changed_pages(self._at, None, base=(self._at, base.name)))
-        if since["ranges"] or since["size"] != base.size:
+        if since["words"] or since["size"] != base.size:
             raise InvalidRequest(
                 f"{self._target} was changed since {base.name!r}, which the changes were made on: "
                 f"'vdiskfs snap rollback {self._target}@{base.name}' first"

@@ -10,10 +10,11 @@ from metadata.differences import (
     DATA_KIND,
     HOLE_KIND,
     ChangedRange,
-    changed_runs,
-    compared_runs,
+    add_changed,
+    add_compared,
     first_common,
     join,
+    ranges_of,
 )
 from metadata.errors import Corrupt
 from metadata.ids import HOLE, PARENT
@@ -63,45 +64,66 @@ def test_the_changed_blocks_are_those_whose_places_differ(
 ) -> None:
     old = patched(one, one_patch)
     for new in (patched(old, patch), patched(other, patch)):
-        runs = changed_runs(encode_row(old), encode_row(new))
-        assert runs is not None
-        flat = [(block, kind) for start, end, kind in runs for block in range(start, end)]
-        assert flat == one_by_one(old, new)
-        assert compared_runs(old, new, 0) is not None
+        words = array("Q", [1, 1024 << 1])
+        assert add_changed(words, 1024, encode_row(old), encode_row(new))
+        compared = array("Q", [1, 1024 << 1])
+        add_compared(compared, 1024, old, new)
+        assert words == compared
+        flat = [
+            (found.offset // B + n - 1024, found.kind)
+            for found in ranges_of(words, size=1 << 40)
+            for n in range(found.length // B)
+        ]
+        assert flat[1023:] == one_by_one(old, new)
 
 
 @pytest.mark.parametrize("at", [0, 31, 32, 100, 255])
 def test_a_block_of_the_parent_s_takes_a_look_there(at: int) -> None:
     plain, inherited = uniform_row(HOLE), uniform_row(HOLE)
     inherited[at] = PARENT
-    assert changed_runs(encode_row(plain), encode_row(inherited)) is None
-    assert changed_runs(encode_row(inherited), encode_row(plain)) is None
-    inherited[at ^ 1] = FIRST
     before = uniform_row(HOLE)
     before[at] = PARENT
-    assert changed_runs(encode_row(before), encode_row(inherited)) == [(at ^ 1, (at ^ 1) + 1, DATA_KIND)]
+    other = uniform_row(HOLE)
+    other[at] = FIRST
+    for pair in (
+        (plain, inherited),
+        (inherited, plain),
+        (inherited, uniform_row(PARENT)),
+        (inherited, other),
+    ):
+        words = array("Q", [0, 100 << 1 | 1])
+        expected = pair[1] is other  # what it is now is known, whatever the parent's was
+        assert add_changed(words, 100, *map(encode_row, pair)) is expected
+        assert expected or words == array("Q", [0, 100 << 1 | 1])
+    inherited[at ^ 1] = FIRST
+    words = array("Q")
+    assert add_changed(words, 0, encode_row(before), encode_row(inherited))
+    assert list(words) == [at ^ 1, (at ^ 1) + 1 << 1]
     everything = array("Q", range(FIRST, FIRST + VBLOCK_BLOCKS))
-    runs = changed_runs(encode_row(uniform_row(PARENT)), encode_row(everything))
-    assert runs is None
+    assert not add_changed(words, 0, encode_row(uniform_row(PARENT)), encode_row(everything))
 
 
 @pytest.mark.parametrize("row", [b"", b"\x00" * 9, b"\x01" * 8, b"\x07" + bytes(8), b"\x00" + bytes(2049)])
 def test_what_is_no_row_is_refused(row: bytes) -> None:
     for pair in ((row, encode_row(uniform_row(HOLE))), (encode_row(uniform_row(HOLE)), row)):
         with pytest.raises(Corrupt):
-            changed_runs(*pair)
+            add_changed(array("Q"), 0, *pair)
 
 
 def test_runs_that_touch_are_one_range_cut_at_the_end_of_the_vdisk() -> None:
-    runs = [(1, 2, DATA_KIND), (2, 4, DATA_KIND), (4, 5, HOLE_KIND), (7, 9, HOLE_KIND), (9, 12, DATA_KIND)]
-    assert list(join(runs, size=9 * B + 5)) == [
+    words = array("Q", [1, 2 << 1])
+    join(words, array("Q", [2, 4 << 1, 4, 5 << 1 | 1]))
+    join(words, array("Q", [7, 9 << 1 | 1]))
+    join(words, array("Q", [9, 12 << 1]))
+    join(words, array("Q"))
+    assert list(ranges_of(words, size=9 * B + 5)) == [
         ChangedRange(B, 3 * B, DATA_KIND),
         ChangedRange(4 * B, B, HOLE_KIND),
         ChangedRange(7 * B, 2 * B, HOLE_KIND),
         ChangedRange(9 * B, 5, DATA_KIND),
     ]
-    assert list(join(runs, size=B)) == []
-    assert list(join([], size=B)) == []
+    assert list(ranges_of(words, size=B)) == []
+    assert list(ranges_of(array("Q"), size=B)) == []
 
 
 def test_lines_of_descent_meet_at_the_nearest_common_vdisk() -> None:

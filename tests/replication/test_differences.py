@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from metadata.differences import DATA_KIND, HOLE_KIND, ChangedRange
+from metadata.differences import DATA_KIND, HOLE_KIND, ChangedRange, ranges_of
 from metadata.errors import InvalidRequest
 from metadata.ids import HOLE, PARENT
 from metadata.index import Index, IndexBatch, VdiskState
@@ -61,10 +61,13 @@ def expected(index: Index, older: Side | None, newer: Side) -> list[tuple[int, s
 
 
 def found_blocks(index: Index, older: Side | None, newer: Side) -> list[tuple[int, str]]:
-    ranges = list(Differences(index, older, newer).ranges())
+    def ranges_between(first: int, end: int) -> list[ChangedRange]:
+        return list(ranges_of(Differences(index, older, newer).words(first, end), size=newer.size))
+
+    ranges = ranges_between(0, 1 << 40)
     parts: list[ChangedRange] = []
     for vblock in range(VBLOCKS):
-        parts += Differences(index, older, newer).ranges(first_vblock=vblock, end_vblock=vblock + 1)
+        parts += ranges_between(vblock, vblock + 1)
     for found in (ranges, parts):
         assert all(r.length % BLOCK_BYTES == 0 and r.offset + r.length <= newer.size for r in found)
     flat = [
