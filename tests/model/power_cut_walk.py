@@ -3,7 +3,7 @@
 Each group file knows what its last sync made durable. A power cut keeps that, and of every block written since keeps,
 zeroes or garbles it, or cuts the file; the index goes with the node or is as old as its files; the journal keeps some
 of its pages. Then the node starts again: each block must be one that was written to it since the last flush, or what
-that flush covered (I1, I2), whole (promise 11), and life goes on from what was found.
+that flush covered (I1, I2), whole (promise 11); each snapshot is exactly what it was (I6); and life goes on from there.
 """
 
 import os
@@ -19,9 +19,11 @@ from replication import head_write, pool_directory
 from replication.commit import begin_nowait
 from replication.head import Head
 from replication.pool_directory import DirectoryPool, GroupFile
+from replication.snapshots import Snapshots
 from replication.vdisks import Vdisks
 from tests.replication import rig
 from tests.replication.rig import B, Rig, block, create, opened, sound
+from tests.replication.snapshotting import view_content
 
 BLOCKS = 600
 """Of each vdisk: a little over two vblocks."""
@@ -142,6 +144,9 @@ class PowerCutWalk:
         self.legal = {vdisk: Legal() for vdisk in VDISKS}
         self.versions = dict.fromkeys(VDISKS, 0)
         self.value = 0
+        self.kept: dict[tuple[int, str], list[int]] = {}
+        """What each snapshot must hold, exactly: all of it was durable when it was made."""
+        self.next_snapshot = 1000
         self.history: list[str] = []
 
     async def write(self, vdisk: int, head: Head) -> None:
@@ -177,6 +182,38 @@ class PowerCutWalk:
         self.versions[vdisk] = vdisks.heads[vdisk].log.version
         self.history.append(f"{vdisk}: flushed, version {self.versions[vdisk]}")
 
+    async def change_tree(self, vdisks: Vdisks, vdisk: int) -> None:
+        """A snapshot is made, removed, or rolled back to."""
+        legal, snapshots = self.legal[vdisk], Snapshots(vdisks)
+        mine = sorted(key for key in self.kept if key[0] == vdisk)
+        self.next_snapshot += 1
+        name, number = f"s{self.next_snapshot}", self.next_snapshot
+        what = self.chance.randrange(4) if mine else 0
+        if what == 1 or len(mine) > 4:
+            key = self.chance.choice(mine)
+            await snapshots.remove(*key)
+            del self.kept[key]
+            self.history.append(f"{vdisk}: {key[1]} removed")
+            return
+        now = [legal.now(block_no) for block_no in range(BLOCKS)]
+        if what < 2:
+            await snapshots.create([(VdiskId(vdisk), name, number)])
+            legal.flushed = list(now)
+        else:
+            key = self.chance.choice(mine)
+            await snapshots.rollback(VdiskId(vdisk), key[1], keep_as=(name, number))
+            legal.flushed = list(self.kept[key])
+        self.kept[vdisk, name] = now
+        legal.since = [[] for _ in range(BLOCKS)]
+        self.versions[vdisk] = vdisks.heads[vdisk].log.version
+        self.history.append(f"{vdisk}: {name} made{', rolled back to ' + key[1] if what > 1 else ''}")
+
+    async def verify_kept(self, vdisks: Vdisks) -> None:
+        for (vdisk, name), values in self.kept.items():
+            snapshot = Snapshots(vdisks).get(vdisk, name)
+            found = await view_content(vdisks, snapshot.id)
+            assert found == b"".join(map(bytes_of, values)), f"snapshot {name} of {vdisk}"
+
     async def settle(self, vdisk: int, head: Head) -> None:
         """What is there must be legal, and is what counts from now on."""
         legal = self.legal[vdisk]
@@ -198,6 +235,7 @@ class PowerCutWalk:
                     await head_write.truncate(heads[vdisk], BLOCKS * B)
                     await self.flush(vdisks, vdisk)
                 await self.settle(vdisk, heads[vdisk])
+            await self.verify_kept(vdisks)
             if self.chance.random() < 0.3:
                 await sound(vdisks, *VDISKS)
             for _ in range(steps):
@@ -209,6 +247,8 @@ class PowerCutWalk:
                         await self.punch(vdisk, heads[vdisk])
                     case 3 if self.chance.random() < 0.3:
                         vdisks.workspace.index.flush()
+                    case 4 if self.chance.random() < 0.7:
+                        await self.change_tree(vdisks, vdisk)
                     case _:
                         await self.write(vdisk, heads[vdisk])
             if self.chance.random() < 0.6:  # the power fails during a commit
@@ -240,6 +280,7 @@ class PowerCutWalk:
             async with self.rig.node() as vdisks:
                 for vdisk in VDISKS:
                     await self.settle(vdisk, await opened(vdisks, vdisk))
+                await self.verify_kept(vdisks)
                 await sound(vdisks, *VDISKS)
         except (AssertionError, VdiskfsError):
             print("\n".join(self.history[-HISTORY:]))

@@ -28,8 +28,7 @@ async def view_content(vdisks: Vdisks, snapshot_id: int) -> bytes:
         for offset in range(0, view.size, MIB):
             slow = await head_read.read(view, offset, MIB)
             at_once = view.read_nowait(offset, MIB)
-            assert at_once is not None
-            assert bytes(at_once) == slow
+            assert at_once is None or bytes(at_once) == slow  # with small caches memory may lack something
             parts.append(slow)
         return b"".join(parts)
     finally:
