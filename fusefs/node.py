@@ -50,6 +50,7 @@ from metadata.errors import Corrupt, ReadOnly, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.index import Index
 from metadata.namespace_plans import Attributes, plan_setattr
+from replication import checking
 from replication import scrub as scrubbing
 from replication.comparing import compare
 from replication.journal import Journal
@@ -291,7 +292,7 @@ def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:
         return await scrubbing.scrub(vdisks, ids, progress)
 
     async def check(ids: Any, progress: Progress) -> list[dict[str, Any]]:
-        return await scrubbing.check(vdisks, ids, progress)
+        return await checking.check(vdisks, ids, progress)
 
     inspection = Inspection(
         store.namespace, _Inspected(vdisks), mountpoint=node.settings.mountpoint, check=check, scrub=scrub

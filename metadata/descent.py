@@ -6,7 +6,7 @@ A vdisk's row in the catalog, vdisk/<id>, holds (fields that are absent count as
     absent          the place of blocks without a row: HOLE, or PARENT for a clone
     overlap, size   the vdisk's before its first commit: bytes of the parent that show through, and its size
     parent_overlap  the parent's own overlap at that version
-    flattened       the first version that does not read the parent any more; 0: all do
+    flattened       versions from which on, along their line of history, the parent is not read any more
     rollbacks       [(to, from), ...], oldest first: see below
     rolled_back     (size, own blocks, overlap) that the newest rollback restored, until a commit says so
     nameless        deleted, and kept for clones and open files
@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 from metadata.errors import Corrupt
 from metadata.ids import HOLE
+
+_NEWEST = (1 << 64) - 1
 
 Rollbacks = tuple[tuple[int, int], ...]
 """(to, from), oldest first."""
@@ -54,15 +56,17 @@ class Descent:
     overlap: int = 0
     size: int = 0
     parent_overlap: int = 0
-    flattened: int = 0
+    flattened: tuple[int, ...] = ()
     rollbacks: Rollbacks = ()
     rolled_back: tuple[int, int, int] | None = None
     nameless: bool = False
 
     def parent_at(self, version: int | None) -> tuple[int, int] | None:
         """The parent that a version reads; None stands for the head."""
-        if self.flattened and (version is None or version >= self.flattened):
-            return None
+        if self.flattened:
+            spans = visible_spans(_NEWEST if version is None else version, self.rollbacks)
+            if any(is_visible(border, spans) for border in self.flattened):
+                return None
         return self.parent
 
 
@@ -86,16 +90,16 @@ def read_descent(value: Mapping[str, object]) -> Descent:
 
     try:
         parent, rolled_back = value.get("parent"), value.get("rolled_back")
-        rollbacks = value.get("rollbacks") or []
-        if not isinstance(rollbacks, list | tuple):
-            raise TypeError(rollbacks)
+        rollbacks, flattened = value.get("rollbacks") or [], value.get("flattened") or []
+        if not isinstance(rollbacks, list | tuple) or not isinstance(flattened, list | tuple):
+            raise TypeError(rollbacks, flattened)
         return Descent(
             parent=numbers(parent, 2) if parent else None,  # type: ignore[arg-type]
             absent=number("absent"),
             overlap=number("overlap"),
             size=number("size"),
             parent_overlap=number("parent_overlap"),
-            flattened=number("flattened"),
+            flattened=numbers(flattened, len(flattened)),
             rollbacks=tuple(numbers(pair, 2) for pair in rollbacks),  # type: ignore[misc]
             rolled_back=numbers(rolled_back, 3) if rolled_back else None,  # type: ignore[arg-type]
             nameless=bool(value.get("nameless")),

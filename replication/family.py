@@ -88,7 +88,10 @@ class Family:
         descent = self.descent(vdisk)
         if descent.parent is None or not descent.flattened:
             return False
-        return min(self.read_versions(vdisk), default=descent.flattened) >= descent.flattened
+        readers: list[int | None] = [*self.read_versions(vdisk)]
+        if not descent.nameless:
+            readers.append(None)
+        return all(descent.parent_at(version) is None for version in readers)
 
     # ---- snapshots
 

@@ -114,5 +114,6 @@ async def _leave_parent(vdisks: Vdisks, vdisk: int, border: int) -> None:
     """Notes which versions still read the parent; if there are none, ``release_unread`` takes it away."""
     family = vdisks.family
     async with family.lock:
-        descent = await update_record(vdisks.workspace.catalog, vdisk, {"flattened": border})
+        borders = [*family.descent(vdisk).flattened, border]
+        descent = await update_record(vdisks.workspace.catalog, vdisk, {"flattened": borders})
         family.set_descent(vdisk, descent)

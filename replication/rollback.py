@@ -114,7 +114,7 @@ async def _try(vdisks: Vdisks, head: Head, snapshot: Snapshot, *, now: Snapshot)
         family.add_snapshot(now)
         if descent.rollbacks != old.rollbacks:
             _restore(head, snapshot, descent)
-            if descent.flattened != old.flattened:
+            if bool(ancestry.generations) != bool(head.ancestry.generations):  # flattened since, or before
                 head.ancestry = ancestry
     return now
 
@@ -130,8 +130,6 @@ async def _record(catalog: Catalog, old: Descent, *, to: Snapshot, now: Snapshot
             "rolled_back": [to.size, to.own_blocks, to.overlap],
             "resting": None,
         }
-        if to.version < old.flattened:
-            changes["flattened"] = 0
     row = encode_snapshot(now)
     try:
         besides = Change(compares=((row[0], 0),), puts=(row,))

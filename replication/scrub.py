@@ -1,48 +1,47 @@
-"""Looking for damage: ``scrub`` reads and verifies every block, ``check`` compares index, log and pool.
+"""Looking for damaged blocks: reads and verifies all that heads and snapshots reach.
 
-Both go on after a finding and return all of them, JSON-ready: each with the vdisk it is about, and the offset
-and file where there is one. They run beside guests; what a guest overwrites meanwhile is no finding.
+Goes on after a finding and returns all of them, JSON-ready: each with the vdisk it is about, the offset and the file
+where there is one. Runs beside guests; what a guest overwrites meanwhile is no finding.
 """
 
 import functools
 from array import array
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from metadata.errors import NotFound, VdiskfsError
-from metadata.ids import HOLE, PARENT, POSITION_MASK, VdiskId, is_compacted
-from metadata.index import Index
-from metadata.units import BLOCK_BYTES, VBLOCK_BYTES
+from metadata.ids import PARENT, POSITION_MASK, VdiskId
+from metadata.liveness import Visibility
+from metadata.rows import decode_row, runs
+from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES
 from replication.commit import flush
 from replication.groups import block_checksums
 from replication.head import Head
 from replication.head_read import Run, fetch_missing, first_mapped, load_rows, plan_runs
 from replication.mapping import group_name
-from replication.ownership import read_facts
-from replication.pool_directory import DirectoryPool
-from replication.recovery import Lineage, LogReader, recover
 from replication.vdisks import Vdisks
 
 Progress = Callable[[Mapping[str, object]], None]
 Finding = dict[str, Any]
 
-_NEWEST = (1 << 64) - 1
+_ROWS_AT_ONCE = 256
+"""Looked up in one go."""
 
 
 async def scrub(vdisks: Vdisks, ids: Sequence[VdiskId], progress: Progress) -> list[Finding]:
-    """Reads every block that these vdisks reach and verifies it."""
+    """Reads every block that these vdisks and their snapshots reach and verifies it."""
     findings: list[Finding] = []
+    ids = [*ids, *_nameless_above(vdisks, ids)]
     sizes = [(vdisks.stat_nowait(vdisk) or await vdisks.stat(vdisk)).allocated_bytes for vdisk in ids]
     done = 0
     for vdisk, size in zip(ids, sizes, strict=True):
-        findings += await _guarded(vdisk, _scrub_one(vdisks, vdisk))
+        findings += await guarded(vdisk, _scrub_one(vdisks, vdisk))
         done += size
         progress({"done": done, "total": sum(sizes), "findings": len(findings)})
     return findings
 
 
-async def _guarded(vdisk: int, work: Awaitable[list[Finding]]) -> list[Finding]:
+async def guarded(vdisk: int, work: Awaitable[list[Finding]]) -> list[Finding]:
     """A vdisk that cannot even be opened is a finding too."""
     try:
         return await work
@@ -69,7 +68,50 @@ async def _scrub_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
                 if run.groups is not None:
                     findings += await _scrub_run(head, run)
         vblock += 1
+    return findings + await _scrub_versions(vdisks, head)
+
+
+def _nameless_above(vdisks: Vdisks, ids: Sequence[VdiskId]) -> list[VdiskId]:
+    """Deleted ancestors of these: they have no name to be asked for by."""
+    found: dict[VdiskId, None] = {}
+    for vdisk in ids:
+        parent = vdisks.family.descent(vdisk).parent
+        while parent is not None and parent[0] not in found:
+            descent = vdisks.family.descent(parent[0])
+            if descent.nameless and parent[0] not in ids:
+                found[VdiskId(parent[0])] = None
+            parent = descent.parent
+    return list(found)
+
+
+async def _scrub_versions(vdisks: Vdisks, head: Head) -> list[Finding]:
+    """What only snapshots, clones and open files reach, by the rows they see."""
+    family, index, vdisk = vdisks.family, vdisks.workspace.index, head.vdisk
+    findings: list[Finding] = []
+    vblock: int | None = 0
+    while vblock is not None and family.read_versions(vdisk):
+        with vdisks.workspace.moves.hold():
+            look = functools.partial(index.stored_rows, vdisk, vblock, row_count=_ROWS_AT_ONCE)
+            rows, vblock = await vdisks.workspace.wait_for(look)
+            others = Visibility(family.read_versions(vdisk), head.rollbacks, head=False)
+            for at, stored in rows:
+                seen = set(others.seen([generation for generation, _ in stored]))
+                seen.discard(stored[0][0])  # the newest is the head's, which has been read
+                for run in _runs_of(head, at, [decode_row(data) for g, data in stored if g in seen]):
+                    findings += await _scrub_run(head, run)
     return findings
+
+
+def _runs_of(head: Head, vblock: int, rows: "Sequence[array[int]]") -> list[Run]:
+    """The blocks these rows of a vblock name, each place once."""
+    found: list[Run] = []
+    known: set[int] = set()
+    for row in rows:
+        for start, count, place in runs(row, 0, VBLOCK_BLOCKS):
+            if place > PARENT and not known.issuperset(range(place, place + count)):
+                known.update(range(place, place + count))
+                found.append(Run((vblock << 8) + start, count, head.groups, place))
+    return found
 
 
 async def _scrub_run(head: Head, run: Run) -> list[Finding]:
@@ -109,94 +151,3 @@ async def _scrub_run(head: Head, run: Run) -> list[Finding]:
         for at in range(run.count)
         if expected is None or at >= len(found) or found[at] != expected[at]
     ]
-
-
-async def check(vdisks: Vdisks, ids: Sequence[VdiskId], progress: Progress) -> list[Finding]:
-    """Compares each vdisk's index with one built anew from its log, and the pool with the catalog.
-
-    Invariants I3, I4, I10 of ARCHITECTURE.md: what the index says is what the log says, no two commits
-    share a version, no row points outside its groups.
-    """
-    findings: list[Finding] = []
-    for number, vdisk in enumerate(ids):
-        findings += await _guarded(vdisk, _check_one(vdisks, vdisk))
-        progress({"done": number + 1, "total": len(ids), "findings": len(findings)})
-    return findings
-
-
-async def _check_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
-    space = vdisks.workspace
-    head = await vdisks.head(vdisk)
-    await flush(head)
-    if not head.log.version:
-        return []
-    facts = await read_facts(space.catalog, vdisk)
-    lineage = replace(vdisks.loading.lineage(vdisk, facts), durable_version=head.log.version)
-
-    def compare() -> list[str]:
-        path = f"{space.index.path}.check-{vdisk:x}"
-        Index.destroy(path)
-        scratch = Index(path)
-        try:
-            return _compare(vdisks, lineage, scratch)
-        finally:
-            scratch.close()
-            Index.destroy(path)
-
-    async with head.layout_lock, head.commit_pause():
-        problems = await space.wait_for(compare)
-    return [{"vdisk": vdisk, "problem": problem} for problem in problems]
-
-
-def _compare(vdisks: Vdisks, lineage: Lineage, scratch: Index) -> list[str]:
-    """Thread: problems found in one vdisk while no commit of it runs."""
-    space, vdisk = vdisks.workspace, lineage.vdisk
-    known, problems = space.index.state(vdisk), []
-    rebuilt = recover(space.pool, scratch, lineage, checkpoints=False).state
-    if known is None or known.record_check != rebuilt.record_check:
-        return [f"the index is not at the log's end index={known} log={rebuilt}"]
-    groups = set(space.pool.groups(vdisk))
-    orphaned = vdisks.family.descent(vdisk).parent_at(None) is None
-    own = 0
-    mine = {vblock: row for vblock, row in _rows(space.index, lineage, orphaned=orphaned) if any(row)}
-    for vblock, row in _rows(scratch, lineage, orphaned=orphaned):
-        found = mine.pop(vblock, None) if any(row) else row
-        if found != row and not (found and _is_moved(space.pool, vdisk, row, to=found)):
-            problems.append(f"index and log disagree (I10) vblock={vblock}")
-        own += sum(place > PARENT for place in row)
-        outside = {place >> 16 for place in row if place > PARENT} - groups
-        problems += [f"a row points to a missing group (I3) {vblock=} group={group_name(g)}" for g in outside]
-    problems += [f"the index has a row that the log has not (I10) vblock={vblock}" for vblock in mine]
-    if own != rebuilt.own_blocks:
-        problems.append(f"the count of own blocks is off counted={own} recorded={rebuilt.own_blocks}")
-    with LogReader(space.pool, vdisk) as reader:
-        log_groups = space.pool.log_groups(vdisk)
-        versions = [record.version for group in log_groups for _, record, _, _ in reader.records_in(group)]
-    if len(set(versions)) != len(versions):
-        problems.append("two commit records share a version (I4)")
-    return problems
-
-
-def _rows(index: Index, lineage: Lineage, *, orphaned: bool) -> Iterator[tuple[int, "array[int]"]]:
-    """Thread: what the head sees; in a vdisk without a parent PARENT means a hole (replication/flattening.py)."""
-    for vblock, row in index.rows_at(lineage.vdisk, _NEWEST, rollbacks=lineage.rollbacks):
-        if orphaned and PARENT in row:
-            row = array("Q", [HOLE if place == PARENT else place for place in row])
-        yield vblock, row
-
-
-def _is_moved(pool: DirectoryPool, vdisk: int, row: "array[int]", *, to: "array[int]") -> bool:
-    """Thread: whether two rows differ only where compaction has moved a block since the last checkpoint."""
-    with LogReader(pool, vdisk) as reader:
-        for old, new in zip(row, to, strict=True):
-            if old == new:
-                continue
-            if old <= PARENT or not is_compacted(new >> 16):
-                return False
-            before, after = memoryview(bytearray(BLOCK_BYTES)), memoryview(bytearray(BLOCK_BYTES))
-            for place, view in ((old, before), (new, after)):
-                if reader.file(place >> 16).read(view, place & POSITION_MASK) != BLOCK_BYTES:
-                    return False
-            if before != after:
-                return False
-    return True

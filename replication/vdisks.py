@@ -562,7 +562,7 @@ class Vdisks:
             parent = self.family.descent(vdisk).parent
             if parent is None or not self.family.has_unread_parent(vdisk):
                 return 0
-            gone = {"parent": None, "flattened": 0, "parent_overlap": 0}
+            gone: dict[str, object] = {"parent": None, "flattened": [], "parent_overlap": 0}
             self.family.set_descent(vdisk, await update_record(self.workspace.catalog, vdisk, gone))
             return parent[0]
 

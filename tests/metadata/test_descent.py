@@ -50,16 +50,24 @@ def test_a_record_is_read_with_what_it_lacks_counting_as_none() -> None:
     plain = {"parent": None, "absent": 0, "resting": None, "nameless": False}
     assert read_descent(plain) == Descent()
     clone = {"parent": [5, 6], "absent": 2, "overlap": 8192, "size": 8192, "parent_overlap": 4096}
-    clone |= {"rollbacks": [[1, 4], [3, 9]], "rolled_back": [1, 2, 3], "flattened": 7, "nameless": True}
+    clone |= {"rollbacks": [[1, 4], [3, 9]], "rolled_back": [1, 2, 3], "flattened": [7], "nameless": True}
     assert read_descent(clone) == Descent(
-        (5, 6), 2, 8192, 8192, 4096, 7, rollbacks=((1, 4), (3, 9)), rolled_back=(1, 2, 3), nameless=True
+        (5, 6), 2, 8192, 8192, 4096, (7,), rollbacks=((1, 4), (3, 9)), rolled_back=(1, 2, 3), nameless=True
     )
 
 
 def test_a_flattened_vdisk_s_newer_versions_have_no_parent() -> None:
-    descent = Descent(parent=(5, 6), flattened=7)
+    descent = Descent(parent=(5, 6), flattened=(7,))
     assert [descent.parent_at(version) for version in (1, 6, 7, None)] == [(5, 6), (5, 6), None, None]
     assert Descent(parent=(5, 6)).parent_at(None) == (5, 6)
+    back = Descent(parent=(5, 6), flattened=(7,), rollbacks=((3, 9),))
+    assert [back.parent_at(version) for version in (6, 7, 9, 10, None)] == [
+        (5, 6),
+        None,
+        None,
+        (5, 6),
+        (5, 6),
+    ]
 
 
 @pytest.mark.parametrize(

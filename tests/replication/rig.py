@@ -25,11 +25,12 @@ from metadata.index import Index
 from metadata.units import BLOCK_BYTES
 from replication import head_read, head_write, pool_directory
 from replication.caches import FifoCache
+from replication.checking import check
 from replication.head import Head
 from replication.journal import CAPACITY, Journal
 from replication.pool_directory import CATALOG_NAME, DirectoryPool
 from replication.reader import REQUEST_BYTES_MAX
-from replication.scrub import check, scrub
+from replication.scrub import scrub
 from replication.vdisks import Vdisks
 from replication.workspace import ROWS_MAX, SEGMENTS_MAX, Workspace
 

@@ -10,8 +10,9 @@ from metadata.ids import VdiskId, group_id
 from metadata.index import IndexBatch
 from metadata.rows import encode_row, uniform_row
 from replication import head_write
+from replication.checking import check
 from replication.cloning import copy_range
-from replication.scrub import check, scrub
+from replication.scrub import scrub
 from replication.vdisks import Vdisks
 from tests.replication.rig import B, Rig, block, blocks, create, opened, run, sound, write
 
