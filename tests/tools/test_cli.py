@@ -164,7 +164,7 @@ def test_every_verb_leads_to_a_function() -> None:
     assert sorted(named) == [
         "check", "clone", "create", "diff", "du", "export", "flatten", "format", "import", "info", "ls", "map", "mount",
         "resize", "rm", "scrub", "snap create", "snap ls", "snap protect", "snap rename", "snap rm",
-        "snap rollback", "snap unprotect", "status", "trash ls", "trash purge", "trash restore", "tree", "umount",
+        "snap rollback", "snap unprotect", "status", "trash ls", "trash purge", "trash restore", "tree", "umount", "upgrade",
     ]  # fmt: skip
     for run in named.values():
         module, _, function = run.partition(":")
