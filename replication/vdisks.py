@@ -23,7 +23,7 @@ import trio
 from metadata.catalog import OWNER_PREFIX, VDISK_PREFIX, Change, decode_value, id_in_key, owner_key, vdisk_key
 from metadata.descent import Descent, read_descent
 from metadata.errors import IndexDamaged, InvalidRequest, NotFound, VdiskfsError
-from metadata.ids import VdiskId
+from metadata.ids import PARENT, VdiskId
 from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
 from replication.checkpoint import checkpoint_if_due
@@ -562,7 +562,8 @@ class Vdisks:
             parent = self.family.descent(vdisk).parent
             if parent is None or not self.family.has_unread_parent(vdisk):
                 return 0
-            gone: dict[str, object] = {"parent": None, "flattened": [], "parent_overlap": 0}
+            # Rows may say PARENT and mean a hole: by ``absent`` it is known as one that must get no other parent.
+            gone: dict[str, object] = {"parent": None, "absent": PARENT, "flattened": [], "parent_overlap": 0}
             self.family.set_descent(vdisk, await update_record(self.workspace.catalog, vdisk, gone))
             return parent[0]
 

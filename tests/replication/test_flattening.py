@@ -169,3 +169,23 @@ def test_two_at_once_and_copies_into_it_meanwhile_are_refused_or_made_by_bytes(r
             await sound(vdisks, 20, 21)
 
     run(main)
+
+
+def test_what_was_a_clone_once_never_shows_another_parent_s_blocks(rig: Rig) -> None:
+    """Its rows may still say PARENT and mean holes."""
+
+    async def main() -> None:
+        async with rig.node() as vdisks:
+            parent, other = await create(vdisks, 20, MIB), await create(vdisks, 21, MIB)
+            await write(parent, 0, blocks(*range(10)))
+            await write(other, 0, blocks(*range(300, 556)))
+            child = await create(vdisks, 22)
+            await copy_range(vdisks, parent, child, offset=0, to=0, length=MIB)
+            await head_write.punch(child, 0, 10 * B)
+            await flatten(vdisks, 22)
+            assert (child.own_blocks, vdisks.family.children(20)) == (0, {})
+            await copy_range(vdisks, other, child, offset=0, to=0, length=5 * B)
+            assert await content(child) == blocks(*range(300, 305)) + bytes(MIB - 5 * B)
+            await sound(vdisks, 20, 21, 22)
+
+    run(main)
