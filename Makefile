@@ -15,7 +15,7 @@ PY := .venv/bin/python
 SEED ?=
 LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
-FUZZED := tests/mount/test_random_operations.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
+FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
 .PHONY: demo test check format lint types bench fuzz simulate crash wheel bare clean install-run install-test
 
@@ -52,7 +52,7 @@ simulate: install-test
 
 crash: ROUNDS ?= 50
 crash: install-test
-	$(PY) -m pytest tests/crash/test_kill.py --rounds=$(ROUNDS) $(LONG) $(ARGS)
+	$(PY) -m pytest tests/crash/test_kill.py tests/crash/test_kill_verbs.py --rounds=$(ROUNDS) $(LONG) $(ARGS)
 
 WHEEL := .build/wheel
 wheel: install-test

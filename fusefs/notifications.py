@@ -3,7 +3,8 @@
 import errno
 import os
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from fusefs.fuse_abi import OUT_HEADER
 
@@ -53,6 +54,13 @@ class Notifications:
             self._notify(_INVALIDATE_ENTRY, body)
 
         await self._wait_for(invalidate)
+
+    @asynccontextmanager
+    async def entry_going(self, parent: int, name: bytes) -> AsyncIterator[None]:
+        """Inside, a name is taken away; the kernel is told before, in case the daemon dies on the way, and after."""
+        await self.forget_entry(parent, name)
+        yield
+        await self.forget_entry(parent, name)
 
     def _invalidate(self, inode: int, offset: int) -> bool:
         return self._notify(_INVALIDATE_INODE, _INVALIDATION.pack(inode, offset, 0))

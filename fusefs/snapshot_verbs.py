@@ -152,14 +152,14 @@ class SnapshotVerbs:
 
     async def _remove(self, arguments: dict[str, Any], _: Progress) -> object:
         vdisk, name = self._named(arguments)
-        await self._snapshots.remove(vdisk, name)
-        await self._notifications.forget_entry(SYNTHETIC_IDS_FROM | vdisk, name.encode())
+        async with self._notifications.entry_going(SYNTHETIC_IDS_FROM | vdisk, name.encode()):
+            await self._snapshots.remove(vdisk, name)
         return {}
 
     async def _rename(self, arguments: dict[str, Any], _: Progress) -> object:
         vdisk, name = self._named(arguments)
-        renamed = await self._snapshots.rename(vdisk, name, text_in(arguments, "new_name"))
-        await self._notifications.forget_entry(SYNTHETIC_IDS_FROM | vdisk, name.encode())
+        async with self._notifications.entry_going(SYNTHETIC_IDS_FROM | vdisk, name.encode()):
+            renamed = await self._snapshots.rename(vdisk, name, text_in(arguments, "new_name"))
         return self._facts(renamed)
 
     async def _protect(self, arguments: dict[str, Any], _: Progress) -> object:

@@ -187,13 +187,13 @@ class Trash:
         namespace, deed = self._store.namespace, self._deed()
         victim = namespace.lookup(entry.parent, entry.name)
         facts: dict[str, Any] = {"path": self._paths.path_of(victim), "id": victim, "until_ns": None}
-        if now or namespace.inode(victim).kind is not Kind.FILE:
-            await self._store.commit(lambda ns: plan_unlink(ns, entry, deed=deed))
-        else:
-            until_ns = deed.now_ns + self._keep_s * 10**9
-            await self._store.commit(lambda ns: plan_trash(ns, entry, deed=deed, until_ns=until_ns))
-            facts["until_ns"] = until_ns
-        await self._notifications.forget_entry(entry.parent, entry.name)
+        async with self._notifications.entry_going(entry.parent, entry.name):
+            if now or namespace.inode(victim).kind is not Kind.FILE:
+                await self._store.commit(lambda ns: plan_unlink(ns, entry, deed=deed))
+            else:
+                until_ns = deed.now_ns + self._keep_s * 10**9
+                await self._store.commit(lambda ns: plan_trash(ns, entry, deed=deed, until_ns=until_ns))
+                facts["until_ns"] = until_ns
         await self._drop_unused(victim)
         return facts
 

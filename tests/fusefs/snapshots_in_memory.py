@@ -34,6 +34,12 @@ class Kernel:
         await trio.lowlevel.checkpoint()
         self.forgotten.append((parent, name))
 
+    @asynccontextmanager
+    async def entry_going(self, parent: int, name: bytes) -> AsyncIterator[None]:
+        await trio.lowlevel.checkpoint()
+        yield
+        await self.forget_entry(parent, name)
+
 
 @dataclass
 class SnapshotsInMemory:

@@ -22,7 +22,7 @@ from tools.paths import locate
 
 NAMES = ("first", "second", "folder/third", "fourth")
 SNAPSHOTS = ("one", "two", "three")
-SHORT_S = 15.0
+SHORT_S = 10.0
 STEPS_MAX = 150
 HISTORY = 25
 
