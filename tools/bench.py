@@ -20,6 +20,7 @@ from pathlib import Path
 
 from metadata.errors import InvalidRequest, Unavailable, VdiskfsError
 from tools.bench_chains import measure_chain
+from tools.bench_collection import measure_collection
 from tools.bench_contenders import CONTENDERS, PROGRAMS, Factory, Vdiskfs, mounts_below, stop_contender
 from tools.bench_footprint import measure_footprint
 from tools.bench_history import measure_history
@@ -44,6 +45,7 @@ from tools.bench_rows import (
     ROWS,
     Plan,
     Row,
+    Stage,
     plan_scratch_bytes,
     plan_stages,
     select_rows,
@@ -195,6 +197,8 @@ def _measure_alone(row: Row, contenders: dict[str, Factory], *, plan: Plan, fold
         return RowResult(row)
     with ExitStack() as cleanup:
         cleanup.callback(stop_contender, ours)
+        if row.stage is Stage.COLLECTION:
+            return measure_collection(row, ours, plan=plan, progress=_show_progress)
         if row.stage not in HISTORY_STAGES | CHAIN_STAGES:
             return measure_footprint(row, ours, plan=plan, progress=_show_progress)
         compared = None

@@ -52,6 +52,7 @@ class Stage(enum.Enum):
     TREE = "tree"
     SNAPSHOT_CHAIN = "reads behind snapshots"
     CLONE_CHAIN = "reads through clones"
+    COLLECTION = "collection"
 
 
 class Measure(enum.Enum):
@@ -362,6 +363,13 @@ ROWS: tuple[Row, ...] = (
         Target(1.0),
     ),
     Row("tree", "'tree --json' of 5,000 nodes", Stage.TREE, Measure.SECONDS, Target(1.0)),
+    Row(
+        "gc-slows-down",
+        "4 KiB randwrite O_DIRECT QD16 beside collection and compaction: what is lost",
+        Stage.COLLECTION,
+        Measure.SLOWER_PERCENT,
+        Target(20),
+    ),
 )
 
 
@@ -405,6 +413,8 @@ def plan_row_bytes(row: Row, plan: Plan) -> int:
         row.stage in CHAIN_STAGES
     ):  # two vdisks, each with 1 % more a generation, and as much for a chain of overlays
         return 2 * plan.chain_bytes * (2 + plan.chain_depths[-1] // 90)
+    if row.stage is Stage.COLLECTION:
+        return (2 + 2 * plan.rounds) * plan.image_bytes
     if row.stage in HISTORY_STAGES:
         return plan.mapped_bytes // 128 + plan.tree_nodes * VDISK_BYTES_MIN
     assert row.job is not None

@@ -63,6 +63,7 @@ def test_the_targets_are_those_that_were_agreed() -> None:
         "clones-slow-down": Target(10),
         "diff": Target(1.0),
         "tree": Target(1.0),
+        "gc-slows-down": Target(20),
     } == TARGETS
 
 
