@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 
@@ -26,11 +27,15 @@ _MODE = 0o600
 
 
 def is_stream(file: str) -> bool:
-    """Whether a file is a difference stream; standard input is taken for one."""
+    """Whether a file is a difference stream; pipes, standard input among them, are taken for one."""
     if file == PIPE:
         return True
-    with contextlib.suppress(OSError), open(file, "rb") as opened:
-        return opened.read(len(MAGIC)) == MAGIC
+    with contextlib.suppress(OSError):
+        mode = os.stat(file).st_mode
+        if stat.S_ISREG(mode):
+            with open(file, "rb") as opened:
+                return opened.read(len(MAGIC)) == MAGIC
+        return stat.S_ISFIFO(mode)
     return False
 
 

@@ -30,7 +30,7 @@ def tree(arguments: argparse.Namespace) -> int:
         answer = ask(
             located,
             "tree",
-            {"exact": arguments.exact},
+            {"exact": arguments.exact or arguments.html is not None},
             progress=lambda news: line.show(f"counting: {news['done']} of {news['total']} vdisks"),
         )
     if arguments.json:

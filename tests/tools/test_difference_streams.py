@@ -243,3 +243,12 @@ def test_a_stream_goes_through_a_pipe_also_of_what_a_vdisk_holds_now(
     assert target.read_bytes() == source.path.read_bytes()
     assert names(mounted, source.path) == ["one", "two", "three"]
     assert names(elsewhere, target) == []
+    pipe, other = tmp_path / "pipe", elsewhere.mountpoint / "other.img"
+    os.mkfifo(pipe)
+    with subprocess.Popen(
+        [*command, "import", str(pipe), str(other)], env=package_environment()
+    ) as importing:
+        mounted.run("export", "-f", "diff", f"{source.path}@one", tmp_path / "one")
+        pipe.write_bytes((tmp_path / "one").read_bytes())
+    assert importing.returncode == 0
+    assert other.read_bytes() == source.contents["one"]
