@@ -28,12 +28,14 @@ from metadata.errors import IndexDamaged, VdiskfsError
 from metadata.units import BLOCK_BYTES
 from replication.commit import begin_nowait, grow_ahead, note_sync
 from replication.head import SYNC_STREAK, Head
+from replication.reader import BLOCK, BLOCK_ANSWER
 from replication.vdisks import Vdisks
 from replication.view import View
 
 log = logging.getLogger(__name__)
 
 _DATA = (abi.READ, abi.WRITE)
+_pack_header = abi.OUT_HEADER.pack_into
 STREAM_BYTES = 256 << 10
 """Writes of this size and more come in streams."""
 BURST = 32
@@ -255,7 +257,11 @@ class Channel:
             data = head.read_nowait(offset, size)
             if data is None:
                 return False
-            os.writev(self._fuse_fd, (abi.OUT_HEADER.pack(16 + len(data), 0, unique), data))
+            if data is BLOCK:
+                _pack_header(BLOCK_ANSWER, 0, 16 + BLOCK_BYTES, 0, unique)
+                os.write(self._fuse_fd, BLOCK_ANSWER)
+            else:
+                os.writev(self._fuse_fd, (abi.OUT_HEADER.pack(16 + len(data), 0, unique), data))
         except IndexDamaged as exc:
             self._vdisks.start_over(exc)
         except OSError as exc:
