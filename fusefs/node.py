@@ -26,6 +26,7 @@ import trio
 
 from fusefs import adoption
 from fusefs.channel import Channel
+from fusefs.collection_verb import CollectionVerb
 from fusefs.control import ControlServer, Descriptors, Progress, Verb
 from fusefs.daemon_process import FINISH_SIGNAL
 from fusefs.data_requests import DataRequests
@@ -52,6 +53,8 @@ from metadata.index import Index
 from metadata.namespace_plans import Attributes, plan_setattr
 from replication import checking
 from replication import scrub as scrubbing
+from replication.collection_schedule import CollectionSchedule
+from replication.collector import Collector
 from replication.comparing import compare
 from replication.journal import Journal
 from replication.mapping import describe, map_range
@@ -72,7 +75,7 @@ PYFUSE_TASKS = (8, 32)
 """pyfuse3's workers: least and most. Names and attributes only, so few are enough."""
 CHANGING_VERBS = (
     *("snap_create", "snap_rm", "snap_rename", "snap_protect", "snap_rollback"),
-    *("clone", "flatten", "rm", "trash_restore", "trash_purge"),
+    *("clone", "flatten", "rm", "trash_restore", "trash_purge", "gc"),
 )
 """What a mount with ``-o ro`` refuses; of all else the kernel sees to it."""
 EXIT_INDEX_DAMAGED = 75
@@ -245,7 +248,10 @@ async def _serve(
         node=settings.node,
         clock_ns=time.time_ns,
     )
+    collector = Collector(vdisks)
+    collection = CollectionVerb(store.namespace, paths, collector=collector, handles=vdisks.handles)
     verbs = {**_verbs(node, store), **trash.verbs(), **_snapshot_verbs(vdisks, store, paths, notifications)}
+    verbs |= collection.verbs()
     if settings.read_only:
         verbs |= dict.fromkeys(CHANGING_VERBS, _refuse)
     pyfuse3.init(
@@ -257,6 +263,7 @@ async def _serve(
             nursery.start_soon(vdisks.run)
             if not settings.read_only:
                 nursery.start_soon(trash.run)
+                nursery.start_soon(CollectionSchedule(collector, vdisks).run)
             nursery.start_soon(pyfuse3.main, *PYFUSE_TASKS)
             is_successor = await channel.resume()
             vdisks.knows_all_handles = not is_successor

@@ -136,3 +136,44 @@ def plan_compaction(uses: Sequence[GroupUse], *, garbage_bytes_max: int, move_by
     if len(small) > SMALL_GROUPS_MAX:
         chosen += [use.group for use in small if use.group not in chosen]
     return chosen
+
+
+GARBAGE_SHARE_MAX = 0.3
+"""Of what lives: more garbage than this is worth a collection."""
+GARBAGE_BYTES_MIN = 16 << 20
+"""And so much at least: what the log of a vdisk that is written preallocates, twice over."""
+FILLING_SHARE_MAX = 0.05
+FILLING_BYTES_MIN = 4 << 20
+"""The same two for a pool that is filling."""
+GROWTH_MIN = 0.25
+"""Of the garbage that makes one due: so much must have come since the last collection, which left what it left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a vdisk occupies, and who reads it; as it is, or as the last collection left it."""
+
+    occupied_bytes: int
+    live_bytes: int
+    """At least; exactly right behind a collection."""
+    readers: tuple[int, ...] = ()
+    """Kept versions that somebody reads."""
+
+
+def is_due(now: Space, last: Space | None, *, filling: bool) -> bool:
+    """Whether a vdisk is worth collecting.
+
+    Args:
+        now: what it is like.
+        last: what the last collection of this daemon left; None: there was none.
+        filling: the pool has little space.
+    """
+    share, least = (
+        (FILLING_SHARE_MAX, FILLING_BYTES_MIN) if filling else (GARBAGE_SHARE_MAX, GARBAGE_BYTES_MIN)
+    )
+    live = now.live_bytes
+    if last is not None and last.readers == now.readers:
+        live = max(live, last.live_bytes if now.readers else 0)
+        if now.occupied_bytes - last.occupied_bytes < GROWTH_MIN * max(least, share * live):
+            return False
+    return now.occupied_bytes - live > max(least, share * live)

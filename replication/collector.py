@@ -33,12 +33,17 @@ log = logging.getLogger(__name__)
 
 GARBAGE_LEFT = 0.1
 """Of what lives in a vdisk, may stay garbage: moving the rest would cost more than it gives back."""
+GARBAGE_LEFT_WRITTEN = 0.25
+"""The same while it is written: much of what would be moved is about to be overwritten."""
 SEAL_SHARE = 0.2
 """Garbage in the open group, of what lives in the vdisk, that makes it worth beginning another."""
 SEAL_BYTES_MIN = 4 << 20
 """And at least so much."""
+MARK_SHARE, COMPACT_SHARE = 0.2, 0.7
+"""Of the work on a vdisk, for whoever watches its progress."""
 MOVE_BYTES_MAX = 1 << 30
 """Moved in one collection of a vdisk, before its empty groups go: so much room it takes at most."""
+MOVE_BYTES_LIGHT = 256 << 20
 
 Progress = Callable[[Mapping[str, object]], None]
 
@@ -102,7 +107,9 @@ class Collector:
         *,
         dry_run: bool = False,
         vdisks: Sequence[int] | None = None,
+        strays: bool = False,
         share: float = 1.0,
+        lightly: bool = False,
     ) -> dict[str, int]:
         """Collects these vdisks, or all; returns the sums.
 
@@ -110,28 +117,44 @@ class Collector:
             progress: told of vdisks and bytes.
             dry_run: only count what would be done.
             vdisks: ids; None: all, and what is left of deleted ones.
+            strays: also what is left of deleted ones.
             share: of the time that the work may take.
+            lightly: move only what is well worth it, and a little at a time.
         """
+        effort = (GARBAGE_LEFT_WRITTEN, MOVE_BYTES_LIGHT) if lightly else (GARBAGE_LEFT, MOVE_BYTES_MAX)
         pace, sums = Pace(self._space, share), Sums()
-        found = await self._space.wait_for(self._space.pool.vdisks)
-        known, ids_end = await self._known()  # after the look at the pool: what it lacks was deleted before
-        wanted = [vdisk for vdisk in found if vdisk in known] if vdisks is None else list(vdisks)
-        strays = (
-            [vdisk for vdisk in found if vdisk not in known and vdisk < ids_end] if vdisks is None else []
-        )
-        sizes = {vdisk: await self._bytes_of(vdisk) for vdisk in (*wanted, *strays)}
+        wanted, left = (list(vdisks), []) if vdisks is not None and not strays else await self._wanted(vdisks)
+        sizes = {vdisk: await self.occupied_bytes(vdisk) for vdisk in (*wanted, *left)}
         done, total = 0, sum(sizes.values())
-        for number, vdisk in enumerate((*wanted, *strays)):
-            progress({"done": done, "total": total, "vdisks": number, "of": len(sizes)})
+        for number, vdisk in enumerate((*wanted, *left)):
+
+            def tell(
+                share: float = 0.0, *, done: int = done, number: int = number, size: int = sizes[vdisk]
+            ) -> None:
+                done += int(share * size)
+                progress({"done": done, "total": total, "vdisks": number, "of": len(sizes)})
+
+            tell()
             sums.vdisks += 1
             sums.pool_bytes += sizes[vdisk]
-            if vdisk in strays:
+            if vdisk in left:
                 await self._remove_stray(vdisk, sums, size=sizes[vdisk], dry_run=dry_run)
             else:
-                await self._guarded(vdisk, sums, pace, dry_run=dry_run)
+                await self._guarded(vdisk, _Work(sums, pace, tell, dry_run, *effort))
             done += sizes[vdisk]
         progress({"done": done, "total": total, "vdisks": len(sizes), "of": len(sizes)})
         return asdict(sums)
+
+    async def _wanted(self, vdisks: Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """The vdisks to collect, and those of which something is left though they are deleted."""
+        found = await self._space.wait_for(self._space.pool.vdisks)
+        known, ids_end = await self._known()  # after the look at the pool: what it lacks was deleted before
+        wanted = [vdisk for vdisk in (found if vdisks is None else vdisks) if vdisk in known]
+        return wanted, [vdisk for vdisk in found if vdisk not in known and vdisk < ids_end]
+
+    async def known(self) -> set[int]:
+        """The catalog's vdisks, also those without a name."""
+        return (await self._known())[0]
 
     async def _known(self) -> tuple[set[int], int]:
         """The catalog's vdisks; and the first id it has not given out: a later one is of a newer catalog than this."""
@@ -140,7 +163,8 @@ class Collector:
         rows, _ = await self._space.catalog.read(VDISK_PREFIX)
         return {id_in_key(row.key, VDISK_PREFIX) for row in rows}, end if isinstance(end, int) else 0
 
-    async def _bytes_of(self, vdisk: int) -> int:
+    async def occupied_bytes(self, vdisk: int) -> int:
+        """What a vdisk's groups occupy on the pool's disk."""
         return sum((await self._space.wait_for(lambda: _occupied(self._space.pool, vdisk))).values())
 
     async def _remove_stray(self, vdisk: int, sums: Sums, *, size: int, dry_run: bool) -> None:
@@ -155,39 +179,56 @@ class Collector:
     async def _own_bytes(self, vdisk: int) -> int:
         return (await self._vdisks.stat(VdiskId(vdisk))).allocated_bytes
 
-    async def _guarded(self, vdisk: int, sums: Sums, pace: Pace, *, dry_run: bool) -> None:
+    async def _guarded(self, vdisk: int, work: "_Work") -> None:
         """One vdisk that cannot be collected does not stop the others."""
         try:
             sizes = await self._space.wait_for(lambda: _occupied(self._space.pool, vdisk))
             if len(sizes) < 2 and sum(sizes.values()) <= SEAL_BYTES_MIN:
-                sums.live_bytes += await self._own_bytes(vdisk)
+                work.sums.live_bytes += await self._own_bytes(vdisk)
                 return  # the open group of the log, and nothing to seal it for
             async with self._vdisks.using(VdiskId(vdisk)) as head, head.layout_lock:
-                await _Collection(self._vdisks, head, pace, sums=sums).run(dry_run=dry_run)
+                await _Collection(self._vdisks, head, work).run()
         except IndexDamaged as exc:
             self._vdisks.start_over(exc)
         except VdiskfsError as exc:
-            if vdisk in (await self._known())[0]:  # else it was deleted meanwhile
-                sums.failed += 1
+            if vdisk in await self.known():  # else it was deleted meanwhile
+                work.sums.failed += 1
                 log.warning("a vdisk is not collected: %s vdisk=%d", exc, vdisk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """How one vdisk is collected."""
+
+    sums: Sums
+    pace: Pace
+    tell: Callable[[float], None]
+    """Which part of it is done."""
+    dry_run: bool
+    garbage_left: float
+    """Of what lives."""
+    move_bytes_max: int
 
 
 class _Collection:
     """The collection of one vdisk, whose ``layout_lock`` is held."""
 
-    def __init__(self, vdisks: Vdisks, head: Head, pace: Pace, *, sums: Sums) -> None:
-        self._vdisks, self._head, self._pace, self._sums = vdisks, head, pace, sums
+    def __init__(self, vdisks: Vdisks, head: Head, work: _Work) -> None:
+        self._vdisks, self._head, self._work = vdisks, head, work
+        self._pace, self._sums = work.pace, work.sums
         self._space, self._vdisk = vdisks.workspace, head.vdisk
         self._named: Counter[int] = Counter()
         """Blocks by group that the last look at the rows found."""
 
-    async def run(self, *, dry_run: bool) -> None:
-        """Mark, and unless ``dry_run``, settle and sweep."""
+    async def run(self) -> None:
+        """Mark, and unless only that is wanted, compact and sweep."""
+        dry_run = self._work.dry_run
         await flush(self._head)
         survey, live = await self._look(prune=not dry_run)
         if not dry_run and survey.open_garbage_bytes(self._named) > max(SEAL_BYTES_MIN, SEAL_SHARE * live):
             await seal(self._head)
             survey, live = await self._look(prune=True)
+        self._work.tell(MARK_SHARE)
         uses = survey.uses(self._named)
         self._sums.live_bytes += live
         self._sums.garbage_bytes += sum(use.garbage_bytes for use in uses)
@@ -210,13 +251,20 @@ class _Collection:
     async def _compact(self, uses: list[GroupUse], *, live_bytes: int) -> list[int]:
         """Moves what is worth it; returns the groups that then may be empty."""
         chosen = plan_compaction(
-            uses, garbage_bytes_max=int(live_bytes * GARBAGE_LEFT), move_bytes_max=MOVE_BYTES_MAX
+            uses,
+            garbage_bytes_max=int(live_bytes * self._work.garbage_left),
+            move_bytes_max=self._work.move_bytes_max,
         )
         if not chosen:
             return []
         compaction = Compaction(self._head, set(chosen), self._pace)
+        blocks = sum(use.live_blocks for use in uses if use.group in chosen)
+
+        def tell(moved: int) -> None:
+            self._work.tell(MARK_SHARE + COMPACT_SHARE * min(1.0, moved / blocks))
+
         try:
-            await compaction.run(lambda _: None)
+            await compaction.run(tell)
             self._sums.compacted_groups += len(chosen)
         except NoSpace as exc:  # what is empty by now goes, and makes room for the next time
             log.warning("compaction ends early: %s vdisk=%d", exc, self._vdisk)

@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_mount_verbs(verb)
     _add_vdisk_verbs(verb)
     _add_reading_verbs(verb)
+    _add_collecting_verb(verb)
     add_clone_verbs(verb)
     add_difference_verbs(verb)
     for name, add, summary in (
@@ -206,6 +207,14 @@ def _add_vdisk_verbs(verb: AddVerb) -> None:
     added.add_argument(
         "--from", dest="base", metavar="SNAP", help="only what changed since this snapshot, as a stream"
     )
+
+
+def _add_collecting_verb(verb: AddVerb) -> None:
+    added = verb(
+        "gc", "tools.commands_collect:collect", "give back the space of what nobody reads", json=True
+    )
+    added.add_argument("path", metavar="PATH", nargs="?", help="vdisks at and below it (default: all)")
+    added.add_argument("--dry-run", action="store_true", help="only say how much that would be")
 
 
 def _add_reading_verbs(verb: AddVerb) -> None:

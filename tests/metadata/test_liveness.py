@@ -11,8 +11,10 @@ from metadata.liveness import (
     SMALL_GROUP_BYTES,
     SMALL_GROUPS_MAX,
     GroupUse,
+    Space,
     Visibility,
     count_by_group,
+    is_due,
     live_blocks,
     plan_compaction,
 )
@@ -112,3 +114,30 @@ class TestWhatIsCompacted:
             GroupUse(found.group, SMALL_GROUP_BYTES, SMALL_GROUP_BYTES // BLOCK_BYTES) for found in small
         ]
         assert plan_compaction(large, garbage_bytes_max=0, move_bytes_max=1 << 40) == []
+
+
+class TestWhenAVdiskIsDue:
+    def test_almost_a_third_of_what_lives_is_garbage(self) -> None:
+        assert not is_due(Space(1290 * MIB, 1000 * MIB), None, filling=False)
+        assert is_due(Space(1310 * MIB, 1000 * MIB), None, filling=False)
+
+    def test_little_garbage_is_not_worth_it_unless_the_pool_fills(self) -> None:
+        assert not is_due(Space(26 * MIB, 11 * MIB), None, filling=False)
+        assert is_due(Space(26 * MIB, 11 * MIB), None, filling=True)
+        assert not is_due(Space(14 * MIB, 11 * MIB), None, filling=True)
+
+    def test_what_the_last_collection_left_it_would_leave_again(self) -> None:
+        last = Space(1310 * MIB, 1000 * MIB)
+        assert not is_due(Space(1320 * MIB, 1000 * MIB), last, filling=False)
+        assert not is_due(Space(1320 * MIB, 1000 * MIB), last, filling=True)
+        assert is_due(Space(1330 * MIB, 1000 * MIB), last, filling=True)
+        assert is_due(Space(1430 * MIB, 1000 * MIB), last, filling=False)
+
+    def test_what_kept_versions_need_is_known_from_the_last_one(self) -> None:
+        last = Space(3000 * MIB, 2900 * MIB, (4, 9))
+        assert not is_due(Space(3700 * MIB, 1000 * MIB, (4, 9)), last, filling=False)
+        assert is_due(Space(3800 * MIB, 1000 * MIB, (4, 9)), last, filling=False)
+
+    def test_when_a_snapshot_goes_it_is_looked_at_again(self) -> None:
+        last = Space(3000 * MIB, 2900 * MIB, (4, 9))
+        assert is_due(Space(3000 * MIB, 1000 * MIB, (9,)), last, filling=False)

@@ -245,3 +245,22 @@ def test_a_mount_in_the_foreground_ends_when_its_keeper_is_told_to(unmounted: Mo
         assert keeper.wait() == 0, said
     assert unmounted.processes() == []
     assert not os.path.ismount(unmounted.mountpoint)
+
+
+def test_gc_gives_overwritten_space_back_and_says_how_much(mounted: MountedPool) -> None:
+    path, data = mounted.create("a.img", "64M"), random.Random(3).randbytes(12 * MIB)
+    with path.open("r+b", buffering=0) as file:
+        for _ in range(3):
+            file.seek(0)
+            file.write(data)
+            os.fsync(file.fileno())
+    foreseen = mounted.run("gc", "--dry-run", mounted.mountpoint).stdout
+    assert "12 MiB in use" in foreseen
+    assert "could be collected" in foreseen
+    answer = mounted.json("gc", path)
+    assert (answer["vdisks"], answer["failed"], answer["dry_run"]) == (1, 0, False)
+    assert mounted.json("info", path)["pool_bytes"] < 18 * MIB
+    assert mounted.run("gc", mounted.mountpoint).stdout.endswith("freed\n")
+    assert path.read_bytes()[: len(data)] == data
+    assert mounted.json("check", mounted.mountpoint)["findings"] == []
+    assert "no such" in failing(mounted, "gc", mounted.mountpoint / "b.img")

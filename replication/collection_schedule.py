@@ -1,0 +1,125 @@
+"""When which vdisk is collected, without being asked: what is written a lot often, what rests now and then.
+
+A vdisk is due when enough of what it occupies is garbage (metadata/liveness.py). While guests have files open the work
+takes a tenth of the time, for a thread that computes takes the interpreter from the loop that serves them; more where
+garbage grows faster than that, or the pool fills.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+
+import trio
+
+from metadata.errors import VdiskfsError
+from metadata.ids import VdiskId
+from metadata.liveness import Space, is_due
+from metadata.units import BLOCK_BYTES
+from replication.collector import Collector
+from replication.vdisks import Vdisks
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+RESTING_TICKS = 300
+"""Between two looks at the vdisks that nobody uses."""
+FREE_PERCENT_MIN = 10
+"""A pool with less is filling: what it holds is collected sooner."""
+SHARE_BESIDE_GUESTS = 0.1
+SHARE_URGENT = 0.3
+SHARE_ALONE = 0.5
+URGENT_RATIO = 1.4
+"""What a vdisk occupies of what lives in it, above which garbage grows faster than it is collected."""
+
+
+def _untold(_: Mapping[str, object]) -> None:
+    pass
+
+
+class CollectionSchedule:
+    """One to a daemon; ``run`` is its task.
+
+    Args:
+        collector: does the work.
+        vdisks: whose.
+    """
+
+    def __init__(self, collector: Collector, vdisks: Vdisks) -> None:
+        self._collector, self._vdisks = collector, vdisks
+        self._last: dict[int, Space] = {}
+        """What the last collection left."""
+        self._looked: dict[int, tuple[int, tuple[int, ...]]] = {}
+        """Version and readers when a vdisk was last found not to be due."""
+        self._ticks = 1  # a mount begins with other work
+        self._was_filling = False
+
+    async def run(self) -> None:
+        """Looks, and collects what is due, for as long as it runs."""
+        while True:
+            await trio.sleep(TICK_S)
+            try:
+                await self.tick()
+            except VdiskfsError as exc:
+                log.warning("collection: %s", exc)
+
+    async def tick(self) -> None:
+        """One look, and the collections it asks for."""
+        pool = await self._vdisks.statfs()
+        filling = pool.f_bavail * 100 < pool.f_blocks * FREE_PERCENT_MIN
+        everything = self._ticks % RESTING_TICKS == 0 or (filling and not self._was_filling)
+        self._ticks += 1
+        if filling != self._was_filling:
+            self._looked.clear()
+            self._was_filling = filling
+            if filling:
+                log.warning("the pool is filling: collecting what is garbage free_bytes=%d", free_bytes(pool))
+        wanted = await self._collector.known() if everything else set(self._vdisks.heads)
+        for vdisk in sorted(wanted):
+            try:
+                await self._tend(vdisk, filling=filling)
+            except VdiskfsError as exc:
+                log.warning("collection: %s vdisk=%d", exc, vdisk)
+        if everything:
+            await self._collector.collect(_untold, vdisks=(), strays=True)
+            self._forget_unknown(wanted)
+
+    async def _tend(self, vdisk: int, *, filling: bool) -> None:
+        stat = self._vdisks.stat_nowait(VdiskId(vdisk))
+        readers = self._vdisks.family.read_versions(vdisk)
+        if stat is None or self._looked.get(vdisk) == (stat.version, readers):
+            return
+        live_bytes = 0 if self._vdisks.family.descent(vdisk).nameless else stat.allocated_bytes
+        now = Space(await self._occupied_bytes(vdisk), live_bytes, readers)
+        if is_due(now, self._last.get(vdisk), filling=filling):
+            done = await self._collector.collect(
+                _untold, vdisks=(vdisk,), share=self._share(now, filling=filling), lightly=not filling
+            )
+            self._last[vdisk] = Space(await self._occupied_bytes(vdisk), done["live_bytes"], readers)
+            if done["freed_bytes"] > 0:
+                log.info("collected vdisk=%d freed_bytes=%d", vdisk, done["freed_bytes"])
+        else:
+            self._looked[vdisk] = stat.version, readers
+
+    async def _occupied_bytes(self, vdisk: int) -> int:
+        """As the collector has it, without what the log has preallocated."""
+        occupied_bytes, head = await self._collector.occupied_bytes(vdisk), self._vdisks.heads.get(vdisk)
+        ahead = 0 if head is None or head.log.file is None else head.log.file.allocated_blocks - head.log.tail
+        return max(0, occupied_bytes - max(0, ahead) * BLOCK_BYTES)
+
+    def _share(self, space: Space, *, filling: bool) -> float:
+        """Of the time, that the collection of such a vdisk may take."""
+        if not self._vdisks.handles:
+            return SHARE_ALONE
+        urgent = filling or space.occupied_bytes > URGENT_RATIO * max(space.live_bytes, 1)
+        return SHARE_URGENT if urgent else SHARE_BESIDE_GUESTS
+
+    def _forget_unknown(self, known: set[int]) -> None:
+        for vdisk in self._last.keys() - known:
+            del self._last[vdisk]
+        for vdisk in self._looked.keys() - known:
+            del self._looked[vdisk]
+
+
+def free_bytes(pool: os.statvfs_result) -> int:
+    """What is left for whoever writes."""
+    return pool.f_bavail * pool.f_frsize
