@@ -248,10 +248,7 @@ async def _serve(
         node=settings.node,
         clock_ns=time.time_ns,
     )
-    collector = Collector(vdisks)
-    collection = CollectionVerb(store.namespace, paths, collector=collector, handles=vdisks.handles)
     verbs = {**_verbs(node, store), **trash.verbs(), **_snapshot_verbs(vdisks, store, paths, notifications)}
-    verbs |= collection.verbs()
     if settings.read_only:
         verbs |= dict.fromkeys(CHANGING_VERBS, _refuse)
     pyfuse3.init(
@@ -263,7 +260,7 @@ async def _serve(
             nursery.start_soon(vdisks.run)
             if not settings.read_only:
                 nursery.start_soon(trash.run)
-                nursery.start_soon(CollectionSchedule(collector, vdisks).run)
+                nursery.start_soon(CollectionSchedule(Collector(vdisks), vdisks).run)
             nursery.start_soon(pyfuse3.main, *PYFUSE_TASKS)
             is_successor = await channel.resume()
             vdisks.knows_all_handles = not is_successor
@@ -332,7 +329,8 @@ def _snapshot_verbs(
         picture=functools.partial(picture, vdisks),
         write_back=notifications.write_back,
     )
-    return {**verbs, **tree.verbs(), **differences.verbs()}
+    collection = CollectionVerb(store.namespace, paths, collector=Collector(vdisks), handles=vdisks.handles)
+    return {**verbs, **tree.verbs(), **differences.verbs(), **collection.verbs()}
 
 
 def _prepare_process() -> None:
