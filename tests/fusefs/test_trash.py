@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from fusefs.resolution import PathResolver
-from fusefs.trash import PERIOD_S, Trash
+from fusefs.trash import AT_ONCE, PERIOD_S, Trash
 from metadata.catalog import ROOT_ID
-from metadata.errors import Busy, Exists, InvalidRequest, NotFound, VdiskfsError
+from metadata.errors import Busy, Exists, InvalidRequest, NotFound, Unavailable, VdiskfsError
 from metadata.snapshots import Snapshot
 from replication.vdisks import VdiskStat
 from tests.fusefs.mount_in_memory import Mount, on_a_mount
@@ -234,6 +234,28 @@ def test_what_is_over_time_is_purged_by_itself() -> None:
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()
         assert (await bin.ids(), bin.mount.vdisks.forgotten) == ([], [disk])
+
+    with_a_trash(scenario)
+
+
+def test_the_first_failure_of_many_is_told_and_ends_the_rest() -> None:
+    async def scenario(bin: Bin) -> None:
+        names = [f"d{number}" for number in range(3 * AT_ONCE)]
+        for name in names:
+            await closed(bin.mount, name.encode())
+        told = bin.kernel.forget_entry
+
+        async def failing_once(parent: int, name: bytes) -> None:
+            await told(parent, name)
+            if name == b"d5":
+                raise Unavailable("the kernel does not listen")
+
+        bin.kernel.forget_entry = failing_once  # type: ignore[method-assign]
+        async with failing(Unavailable, "does not listen"):
+            await bin.rm(*names)
+        left, gone = len(await bin.names()), len(await bin.ids())
+        assert left + gone == len(names)
+        assert 0 < gone <= 2 * AT_ONCE
 
     with_a_trash(scenario)
 
