@@ -175,7 +175,8 @@ class Vdisks:
         try:
             view = await self._view(snapshot_id)
         except BaseException:
-            self._files.give_up(snapshot_id)
+            if self._files.give_up(snapshot_id):
+                self._leave_view(snapshot_id)
             raise
         return self._files.add(view, file_id=VdiskId(snapshot_id), flags=os.O_RDONLY)
 
@@ -223,14 +224,24 @@ class Vdisks:
             view.rows.clear()
 
     async def reader_of(self, number: int) -> Head | View:
-        """What a handle reads, also one that a dead daemon gave out."""
+        """What a handle reads, also one that a dead daemon gave out.
+
+        Raises:
+            NotFound: a dead daemon's of a snapshot that was removed since.
+        """
         served = self.heads_by_handle.get(number)
         if served is None:
             file_id = file_of(number)
             is_snapshot = file_id in self._views or self.family.by_id(file_id) is not None
             self._files.expect(file_id)
             try:
-                served = await (self._view(file_id) if is_snapshot else self.head(file_id))
+                if is_snapshot:
+                    served = await self._view(file_id)
+                else:
+                    await read_facts(
+                        self.workspace.catalog, file_id
+                    )  # a snapshot that was removed is no vdisk
+                    served = await self.head(file_id)
             except BaseException:
                 if self._files.give_up(file_id):
                     self._leave_view(file_id)

@@ -273,6 +273,21 @@ class TestChanging:
 
         run(main)
 
+    def test_a_removed_one_s_handle_from_a_dead_daemon_is_an_error_and_no_empty_file(self, rig: Rig) -> None:
+        async def main() -> None:
+            async with rig.node(kill=True) as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await write(head, 0, block(1))
+                await snap(vdisks, 20, "a", 100)
+                handle = await vdisks.open_version(100)
+                await Snapshots(vdisks).remove(20, "a")
+            async with rig.node() as vdisks:
+                with pytest.raises(NotFound):
+                    await vdisks.reader_of(handle)
+                assert (vdisks.handle_count(100), 100 in vdisks.heads) == (0, False)
+
+        run(main)
+
 
 class TestClones:
     def test_a_clone_of_a_snapshot_and_one_of_now_share_and_go_their_ways(self, rig: Rig) -> None:
