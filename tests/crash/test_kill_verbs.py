@@ -115,6 +115,9 @@ class KilledWalk:
     def flatten(self, name: str) -> None:
         self.ask("flatten", path=name)
 
+    def collect(self, name: str) -> None:
+        self.ask("gc", dry_run=False)
+
     def remove(self, name: str) -> None:
         now = self.chance.random() < 0.5
         answer = self.ask("rm", paths=[name], now=now, snapshots=True)
@@ -137,7 +140,7 @@ class KilledWalk:
     def step(self) -> None:
         verbs: list[Callable[[str], None]] = [
             *(self.write, self.snapshot, self.snapshot, self.remove_snapshot, self.rollback),
-            *(self.clone, self.clone, self.flatten, self.remove),
+            *(self.clone, self.clone, self.flatten, self.remove, self.collect, self.collect),
         ]
         name = self.chance.choice(NAMES)
         if name not in self.contents:

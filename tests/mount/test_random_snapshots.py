@@ -154,6 +154,10 @@ class SnapshotWalk(files.Walk):
         self.same_size(target)
         return f"restore {number} as {target}"
 
+    def collect(self, name: str) -> str:
+        self.ask("gc", dry_run=False)
+        return "collect"
+
     def read_snapshot(self, name: str) -> str:
         snapshot = self.pick(name)
         if snapshot is not None:
@@ -213,7 +217,7 @@ class SnapshotWalk(files.Walk):
             ),
             *(self.snapshot, self.snapshot, self.remove_snapshot, self.rename_snapshot, self.rollback),
             *(self.clone, self.copy_snapshot, self.flatten, self.remove, self.restore, self.read_snapshot),
-            *(self.rename, self.unlink, self.sync),
+            *(self.rename, self.unlink, self.sync, self.collect),
         ]
         name = self.chance.choice(NAMES)
         operation = self.chance.choice(operations) if name in self.contents else self.create
