@@ -29,6 +29,9 @@ UNMOUNT_S_MAX = 120.0
 """``vdiskfs umount`` makes everything durable first: gigabytes, on somebody's slow disk."""
 
 
+EXPORT_S_MAX = 120.0
+"""Until qemu-storage-daemon has opened an image; with a thousand backing files some 15 s."""
+
 LOG_LINES_SHOWN = 40
 """Of the daemon's log, when a command failed: a traceback, and what led to it."""
 
@@ -110,7 +113,7 @@ class QemuExport:
         self.serve(name, image)
 
     def serve(self, name: str, image: Path) -> None:
-        """Export an image that is there, writable."""
+        """Export an image that is there, writable. Opening a thousand backing files takes a while."""
         mountpoint = self.image_path(name)
         mountpoint.touch(exist_ok=False)
         arguments = [
@@ -133,7 +136,9 @@ class QemuExport:
         ]
         log = self._folder / f"{name}.log"
         with uninterrupted():
-            self._daemons[name] = start_daemon(arguments, log=log, ready=lambda: is_mounted(mountpoint))
+            self._daemons[name] = start_daemon(
+                arguments, log=log, ready=lambda: is_mounted(mountpoint), allowed_s=EXPORT_S_MAX
+            )
 
     def image_path(self, name: str) -> Path:
         """The file that QEMU mounted its export over."""

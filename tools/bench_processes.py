@@ -63,7 +63,7 @@ def missing_program(program: str) -> str:
 
 
 def start_daemon(
-    arguments: Sequence[str], *, log: Path, ready: Callable[[], bool]
+    arguments: Sequence[str], *, log: Path, ready: Callable[[], bool], allowed_s: float = END_S_MAX
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own (Ctrl-C is ours to handle) and wait until it is ready.
 
@@ -84,8 +84,8 @@ def start_daemon(
         except FileNotFoundError:
             raise NotFound(missing_program(program)) from None
     try:
-        if not wait_until(lambda: ready() or process.poll() is not None, allowed_s=END_S_MAX):
-            raise Unavailable(f"{program} was not ready in time seconds={END_S_MAX:.0f}")
+        if not wait_until(lambda: ready() or process.poll() is not None, allowed_s=allowed_s):
+            raise Unavailable(f"{program} was not ready in time seconds={allowed_s:.0f}")
         if process.poll() is not None:
             raise Unavailable(f"{program} failed: {_last_line(log.read_text(errors='replace'))}")
     except BaseException:

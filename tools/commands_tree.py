@@ -44,14 +44,15 @@ def tree(arguments: argparse.Namespace) -> int:
     elif arguments.html is not None:
         _write_new(arguments.html, tree_page(nodes, _pictures(located, nodes)))
     elif nodes:
-        print_table(HEADER, _flush_left(list(table_rows(nodes))))
+        header, *rows = _flush_left([[*HEADER], *table_rows(nodes)])
+        print_table(header, rows)
     return 0
 
 
 def _flush_left(rows: list[list[str]]) -> list[list[str]]:
     """The last column's words begin under each other."""
     width = max(len(row[-1]) for row in rows)
-    return [[*row[:-1], row[-1].ljust(max(width, len(HEADER[-1])))] for row in rows]
+    return [[*row[:-1], row[-1].ljust(width)] for row in rows]
 
 
 def _print_json(path: str, answer: dict[str, Any]) -> None:
