@@ -11,8 +11,8 @@ from metadata.ids import VdiskId
 from replication.comparing import Comparison, Named
 from replication.pictures import Picture
 
-RANGES_PAGE = 250_000
-"""Ranges in one answer, about."""
+RANGES_PAGE = 50_000
+"""Ranges in one answer, about: while one is shown the next is found."""
 CELLS_MAX = 1 << 14
 PICTURES_MAX = 1000
 """Vdisks in one question."""

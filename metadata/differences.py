@@ -23,11 +23,12 @@ DATA_KIND, HOLE_KIND = "data", "hole"
 _CHUNK_BLOCKS = 32
 _CHUNK_BYTES = 8 * _CHUNK_BLOCKS
 _CHUNKS_AT = range(1, 1 + 8 * VBLOCK_BLOCKS, _CHUNK_BYTES)
-_ONES = int.from_bytes((1).to_bytes(8, "little") * _CHUNK_BLOCKS, "little")
 _PLACE_MASK = (1 << 64) - 1
 _LAST_SHIFT = 64 * (_CHUNK_BLOCKS - 1)
-_COUNTS = int.from_bytes(b"".join(n.to_bytes(8, "little") for n in range(_CHUNK_BLOCKS)), "little")
-_NEXT_CHUNK = _CHUNK_BLOCKS * _ONES
+_ONES = int.from_bytes((1).to_bytes(8, "little") * VBLOCK_BLOCKS, "little")
+_COUNTS = int.from_bytes(b"".join(n.to_bytes(8, "little") for n in range(VBLOCK_BLOCKS)), "little")
+_TOO_LARGE = 1 << 64 * VBLOCK_BLOCKS
+_CHUNK = struct.Struct(f"<{_CHUNK_BLOCKS}Q")
 _place_at = struct.Struct("<Q").unpack_from
 _from_bytes = int.from_bytes
 
@@ -54,25 +55,12 @@ def add_changed(words: "array[int]", base: int, old: bytes, new: bytes) -> bool:
         Corrupt: no such form, or of the wrong length.
     """
     before, last = len(words), words[-1] if words else 0
-    old_first, old_step = _first(old)
-    new_first, new_step = _first(new)
-    are_dense = old_first is None and new_first is None
-    was_number = 0 if old_first is None else old_first * _ONES + old_step * _COUNTS
-    now_number = 0 if new_first is None else new_first * _ONES + new_step * _COUNTS
+    old, new = _dense(old), _dense(new)
     for at in _CHUNKS_AT:
-        if are_dense:
-            was, now = old[at : at + _CHUNK_BYTES], new[at : at + _CHUNK_BYTES]
-            if was == now:
-                continue
-            differing = _from_bytes(was, "little") ^ _from_bytes(now, "little")
-        else:
-            differing = (
-                _from_bytes(old[at : at + _CHUNK_BYTES], "little") if old_first is None else was_number
-            ) ^ (_from_bytes(new[at : at + _CHUNK_BYTES], "little") if new_first is None else now_number)
-            was_number += old_step * _NEXT_CHUNK
-            now_number += new_step * _NEXT_CHUNK
-            if not differing:
-                continue
+        was, now = old[at : at + _CHUNK_BYTES], new[at : at + _CHUNK_BYTES]
+        if was == now:
+            continue
+        differing = _from_bytes(was, "little") ^ _from_bytes(now, "little")
         block = at >> 3
         if differing & _PLACE_MASK and differing >> _LAST_SHIFT:  # likely all of them
             places = _places(old, block), _places(new, block)
@@ -83,10 +71,10 @@ def add_changed(words: "array[int]", base: int, old: bytes, new: bytes) -> bool:
         while differing:
             skipped = (differing & -differing).bit_length() - 1 >> 6
             block += skipped
-            place = _place_at(new, 1 + 8 * block)[0] if new_first is None else new_first + new_step * block
+            place = _place_at(new, 1 + 8 * block)[0]
             if place > PARENT:
                 start = base + block << 1
-            elif place == HOLE and _places(old, block, 1)[0] != PARENT:
+            elif place == HOLE and _place_at(old, 1 + 8 * block)[0] != PARENT:
                 start = base + block << 1 | 1
             else:
                 break
@@ -147,21 +135,23 @@ def join(words: "array[int]", more: "array[int]") -> None:
     words.extend(more)
 
 
-def _first(row: bytes) -> tuple[int | None, int]:
-    """What a row of 9 bytes begins with and counts up by; None for one with all its places."""
+def _dense(row: bytes) -> bytes:
+    """The row in the form that has all its places."""
     kind, length = row[:1], len(row)
     if kind == DENSE and length == 1 + 8 * VBLOCK_BLOCKS:
-        return None, 0
-    if kind in (COUNTING, UNIFORM) and length == 9:
-        return _place_at(row, 1)[0], 1 if kind == COUNTING else 0
+        return row
+    if length == 9 and kind in (COUNTING, UNIFORM):
+        number = _place_at(row, 1)[0] * _ONES
+        if kind == COUNTING:
+            number += _COUNTS
+        if number < _TOO_LARGE:
+            return DENSE + int(number).to_bytes(8 * VBLOCK_BLOCKS, "little")
     raise Corrupt(f"index row of an unknown form kind={kind.hex()} length={length}")
 
 
-def _places(row: bytes, block: int, count: int = _CHUNK_BLOCKS) -> Sequence[int]:
-    first, step = _first(row)
-    if first is None:
-        return struct.unpack_from(f"<{count}Q", row, 1 + 8 * block)
-    return range(first + block, first + block + count) if step else (first,) * count
+def _places(row: bytes, block: int) -> tuple[int, ...]:
+    """32 places of a dense row, from ``block`` on."""
+    return _CHUNK.unpack_from(row, 1 + 8 * block)
 
 
 def first_common(older: list[int], newer: list[int]) -> tuple[int, int] | None:

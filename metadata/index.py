@@ -471,32 +471,37 @@ def _pairs_in_steps(
     """Rows that differ at two versions, the older one first, of which each sees all generations up to its own."""
     oldest, newest = (_GENERATION.pack(_U64_MAX - version) for version in versions)
     prefix = row_key(vdisk, 0, 0)[:9]
-    while _is_valid(cursor):
-        key = cursor.key()
-        if key[:9] != prefix or len(key) != _ROW_KEY.size:
-            return
+    step, key_here, value_here = cursor.next, cursor.key, cursor.value
+    key = key_here()
+    while key is not None:
         stem, generation = key[:17], key[17:]
+        if key[:9] != prefix or len(generation) != 8:
+            return
         vblock = int.from_bytes(stem[9:], "big")
         if vblock >= end_vblock:
             return
         if generation < newest:
             cursor.seek(stem + newest)
+            key = key_here()
             continue
         if generation < oldest:
-            newer, older = cursor.value(), None
-            cursor.next()
-            key = cursor.key() if _is_valid(cursor) else b""
-            if key[:17] == stem and key[17:] < oldest:
+            newer, older = value_here(), None
+            step()
+            key = key_here()
+            if key is not None and key[:17] == stem and key[17:] < oldest:
                 cursor.seek(stem + oldest)
-                key = cursor.key() if _is_valid(cursor) else b""
-            if key[:17] == stem:
-                older = cursor.value()
+                key = key_here()
+            if key is not None and key[:17] == stem:
+                older = value_here()
             yield vblock, older, newer
-            if key[:17] != stem:
+            if older is None:
                 continue
-        cursor.next()
-        if _is_valid(cursor) and cursor.key()[:17] == stem:
+        step()
+        key = key_here()
+        if key is not None and key[:17] == stem:
             cursor.seek(stem + b"\xff" * 9)
+            key = key_here()
+    _is_valid(cursor)  # it has ended: at the end, or where it cannot read on
 
 
 def _pairs_by_spans(

@@ -7,6 +7,7 @@ import json
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from metadata.differences import DATA_KIND, HOLE_KIND, ChangedRange, ranges_of
@@ -44,13 +45,16 @@ def changed_pages(
     asked: dict[str, object] = {"name": name, "whole": base is None}
     if base is not None:
         asked |= {"base_path": base[0].inner, "base": base[1]}
-    offset: int | None = 0
-    for _ in range(PAGES_MAX):
-        answer = ask(newer, "diff", {**asked, "offset": offset})
-        yield answer
-        offset = answer["next_offset"]
-        if offset is None:
-            return
+    with ThreadPoolExecutor(1) as asking:  # the daemon looks for the next part while this one is shown
+        answer = asking.submit(ask, newer, "diff", {**asked, "offset": 0})
+        for _ in range(PAGES_MAX):
+            page = answer.result()
+            offset = page["next_offset"]
+            if offset is None:
+                yield page
+                return
+            answer = asking.submit(ask, newer, "diff", {**asked, "offset": offset})
+            yield page
     raise Corrupt("the daemon's answer does not end")
 
 

@@ -62,7 +62,9 @@ def test_a_quick_run_judges_nobody() -> None:
     assert [row.name for row in asked.rows] == ["behind-snapshots"]
 
 
-@pytest.mark.parametrize("row", ["snapshot-large", "rollback-small", "clones-slow-down", "diff", "tree"])
+@pytest.mark.parametrize(
+    "row", ["snapshot-large", "rollback-small", "clones-slow-down", "diff", "tree", "gc-slows-down"]
+)
 def test_rows_about_history_are_measured_and_nothing_is_left_behind(tmp_path: Path, row: str) -> None:
     report, scratch = tmp_path / "report.json", tmp_path / "scratch"
     scratch.mkdir()
