@@ -8,6 +8,7 @@
 #   make simulate   power cuts: states in which unsynced writes are lost or torn   ROUNDS=500
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
 #   make wheel      the built wheel, installed by itself, under copied tests
+#   make install    into HOME_DIR=/opt/vdiskfs, with links in BIN, mount.vdiskfs in SBIN and a unit in UNITS; as root
 #   make bare       demo and test inside a fresh Debian 12 made by debootstrap
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test check format lint types bench fuzz simulate crash wheel bare clean install-run install-test
+.PHONY: demo test check format lint types bench fuzz simulate crash wheel bare clean install install-run install-test
 
 install-run install-test:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -62,6 +63,21 @@ wheel: install-test
 	$(WHEEL)/venv/bin/python -m pip install --quiet "$$(ls $(WHEEL)/*.whl)[test]"
 	cp -r tests pyproject.toml $(WHEEL)/
 	cd $(WHEEL) && venv/bin/python -m pytest --ignore=tests/test_structure.py --ignore=tests/crash --ignore=tests/guest $(ARGS)
+
+HOME_DIR ?= /opt/vdiskfs
+BIN ?= /usr/local/bin
+SBIN ?= /sbin
+UNITS ?= /etc/systemd/system
+install:
+	$(PYTHON) -m venv $(HOME_DIR)
+	$(HOME_DIR)/bin/python -m pip install --quiet --upgrade .
+	install -d $(BIN) $(SBIN) $(UNITS)
+	ln -sf $(HOME_DIR)/bin/vdiskfs $(BIN)/vdiskfs
+	ln -sf $(HOME_DIR)/bin/mount.vdiskfs $(SBIN)/mount.vdiskfs
+	sed 's|@BIN@|$(BIN)|' tools/service/vdiskfs@.service > $(UNITS)/vdiskfs@.service
+	@echo "installed. Mounts that serve already: vdiskfs upgrade MOUNTPOINT, or systemctl reload vdiskfs@NAME"
+	@! [ -e /etc/updatedb.conf ] || grep -q fuse.vdiskfs /etc/updatedb.conf || \
+		echo "keep updatedb out of the mounts: add fuse.vdiskfs to PRUNEFS in /etc/updatedb.conf"
 
 bare:
 	@.ci/install bare

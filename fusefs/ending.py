@@ -1,5 +1,7 @@
 """Ending a mount: unmount, wait until keeper and daemon are gone, and never hang.
 
+A daemon that still answers at the deadline is left to its work; the connection of one that does not is broken.
+
 The daemon commits and closes everything when the kernel says that the mount is gone, so a mount has ended
 well when its processes have and the keeper has left no tombstone.
 """
@@ -9,8 +11,9 @@ import errno
 import os
 import select
 import time
+from typing import NoReturn
 
-from fusefs import launch, mount_table, mounting, processes, registry
+from fusefs import control_client, launch, mount_table, mounting, processes, registry
 from fusefs.mount_table import MountEntry
 from fusefs.registry import MountRecord
 from metadata.errors import NotFound, Unavailable
@@ -18,13 +21,15 @@ from metadata.errors import NotFound, Unavailable
 FORCED_S = 5.0
 """How long the processes of a broken connection get before they are killed."""
 OUTCOME_BYTES_MAX = 4096
+ANSWER_S = 5.0
+"""A daemon that says nothing for so long does not answer."""
 
 
 def end_mount(mountpoint: str, *, timeout_s: float, force: bool) -> None:
     """Unmount ``mountpoint`` (resolved) and wait until its processes are gone.
 
     Args:
-        timeout_s: for writing back; then it goes on without us, and the error says so.
+        timeout_s: for writing back; then it goes on without us, or is given up, and the error says so.
         force: break the connection, detach from those who use it, end the processes.
 
     Raises:
@@ -38,7 +43,9 @@ def end_mount(mountpoint: str, *, timeout_s: float, force: bool) -> None:
     record = launch.find_record(entry)
     if force:
         _break(entry, record)
-    _unmount(entry, until=until, lazy=force or launch.is_disconnected(entry, record))
+    lazy = force or launch.is_disconnected(entry, record)
+    if not _unmount(entry, until=until, lazy=lazy):
+        _give_up(entry, record, waited_s=timeout_s)
     if record is None:
         return
     both = (record.keeper, record.daemon)
@@ -72,8 +79,38 @@ def _kill(record: MountRecord) -> None:
         processes.kill(process)
 
 
-def _unmount(entry: MountEntry, *, until: float, lazy: bool) -> None:
-    """Unmount in a process of its own: the kernel may wait for a daemon that does not answer."""
+def _give_up(entry: MountEntry, record: MountRecord | None, *, waited_s: float) -> NoReturn:
+    """The unmount waits for the daemon: if that does not answer, nobody is to wait any longer.
+
+    Raises:
+        Unavailable: always; what happened, and what to do.
+    """
+    mountpoint = entry.mountpoint
+    if record is not None:
+        try:
+            control_client.call(record.control, "status", {}, timeout_s=ANSWER_S)
+        except Unavailable:
+            pass
+        else:
+            raise Unavailable(
+                f"{mountpoint}: what is cached is still being written back after {waited_s:g} s, the unmount goes on: "
+                f"see 'vdiskfs status', wait, or 'vdiskfs umount --force {mountpoint}'"
+            )
+    _break(entry, record)
+    with contextlib.suppress(OSError):  # it went with its connection
+        mounting.unmount(mountpoint, lazy=True)
+    if record is not None:
+        _kill(record)
+        processes.wait_gone((record.keeper, record.daemon), until=time.monotonic() + FORCED_S)
+        registry.remove(os.path.dirname(record.control), record.mountpoint)
+    raise Unavailable(
+        f"{mountpoint} is unmounted, but its daemon did not answer for {waited_s:g} s and its connection was broken: what "
+        f"was flushed or acknowledged is safe, what only the kernel had is lost"
+    )
+
+
+def _unmount(entry: MountEntry, *, until: float, lazy: bool) -> bool:
+    """Unmount in a process of its own: the kernel may wait for a daemon that does not answer. False: it does."""
     outcome_fd, child_fd = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -85,10 +122,7 @@ def _unmount(entry: MountEntry, *, until: float, lazy: bool) -> None:
     outcome = os.read(outcome_fd, OUTCOME_BYTES_MAX) if arrived else b""
     os.close(outcome_fd)
     if not arrived:
-        raise Unavailable(
-            f"{entry.mountpoint}: its daemon does not answer, so what is cached cannot be written back: "
-            f"see 'vdiskfs status', wait, or 'vdiskfs umount --force {entry.mountpoint}'"
-        )
+        return False
     os.waitpid(pid, 0)
     number, _, reason = os.fsdecode(outcome).partition(" ")
     if number == str(errno.EBUSY):
@@ -96,6 +130,7 @@ def _unmount(entry: MountEntry, *, until: float, lazy: bool) -> None:
     # Breaking the connection of a mount that nobody uses unmounts it too.
     if number and mount_table.mount_at(entry.mountpoint, mount_table.read_mounts()) is not None:
         raise Unavailable(f"cannot unmount {entry.mountpoint}: {reason}")
+    return True
 
 
 def _unmount_and_exit(mountpoint: str, outcome_fd: int, *, lazy: bool) -> None:

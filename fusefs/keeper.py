@@ -96,13 +96,18 @@ class Keeper:
         self._daemon: DaemonProcess | None = None
         self._upgrade: Upgrade | None = None
         self._reason: str | None = None
-        self._served = self._broken = False
+        self._served = self._broken = self._is_stored = False
         self._quick_deaths = 0
         self._ready_at = self._pause_until = 0.0
         self._waiting_since: float | None = None
         """When guests lost the daemon before this one."""
         self._service = ServiceNotifier(os.environ)
-        self._stopping = Stopping(settings.mountpoint, supervised=self._service.is_supervised, say=say)
+        self._stopping = Stopping(
+            settings.mountpoint,
+            supervised=self._service.is_supervised,
+            stop_s=settings.stop_s,
+            say=say,
+        )
         self._listener: socket.socket | None = None
 
     def run(self) -> int:
@@ -120,7 +125,8 @@ class Keeper:
             self._take_over()
         elif len(stored) == len(systemd.STORED) and _is_connected(stored[systemd.STORED[0]]):
             self._fuse_fd, self._init_fd, self._lock_fd = (stored[name] for name in systemd.STORED)
-            self._served, self._waiting_since = True, time.monotonic()
+            self._served = self._is_stored = True
+            self._waiting_since = time.monotonic()
             say(f"got the mount on {settings.mountpoint} back from systemd, and starts a daemon for it")
             self._inherit_record()
             self._start_daemon()
@@ -292,9 +298,10 @@ class Keeper:
     def _now_serves(self) -> None:
         """Let systemd know, and keep what a keeper after us would need."""
         record = self._record
-        self._service.store(
-            dict(zip(systemd.STORED, (self._fuse_fd, self._init_fd, self._lock_fd), strict=True))
-        )
+        if not self._is_stored:
+            mine = (self._fuse_fd, self._init_fd, self._lock_fd)
+            self._service.store(dict(zip(systemd.STORED, mine, strict=True)))
+            self._is_stored = True
         self._service.ready(f"serving {record.pool} on {record.mountpoint}, daemon {record.pid}")
 
     def _take_request(self) -> None:

@@ -20,6 +20,8 @@ from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
 
 DYING_S = 1.0
 """How long a mount's processes may take to vanish after a kill before it counts as alive."""
+ASKING_S = 2.0
+"""Somebody may hold a mount's descriptor and not answer: systemd, for the next keeper."""
 STACK_MAX = 16
 """Dead mounts taken from one mountpoint at most."""
 READ_BYTES = 1 << 14
@@ -88,11 +90,10 @@ def is_disconnected(entry: mount_table.MountEntry, record: MountRecord | None) -
     """Whether nobody answers the mount's requests, nor will; asks the kernel only if nobody is registered."""
     if record is not None and record.is_alive():
         return False
-    try:
-        os.statvfs(entry.mountpoint)  # unlike stat, never answered from the kernel's cache
-    except OSError as problem:
-        return problem.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+    return processes.statvfs_error(entry.mountpoint, allowed_s=ASKING_S) in (
+        errno.ENOTCONN,
+        errno.ECONNABORTED,
+    )
 
 
 def find_record(entry: mount_table.MountEntry) -> MountRecord | None:

@@ -94,6 +94,32 @@ def kill(process: ProcessId) -> None:
             os.close(pidfd)
 
 
+def statvfs_error(path: str, *, allowed_s: float) -> int | None:
+    """The errno with which statvfs fails at ``path`` (0: it does not), asked in another process; None: no answer in time.
+
+    Unlike stat it is never answered from the kernel's cache.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.statvfs(path)
+        except OSError as problem:
+            os._exit(min(problem.errno or 255, 255))
+        finally:
+            os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        answered = bool(poller.poll(allowed_s * 1000))
+        if not answered:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) if answered else None
+
+
 def holders(uses: Callable[[str], bool], *, except_pids: frozenset[int] = frozenset()) -> list[Holder]:
     """The processes with a file, working directory, program or mapping for which ``uses(path)`` holds.
 

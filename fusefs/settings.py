@@ -91,6 +91,7 @@ class KeeperSettings(_Settings):
         daemon: the command to start; its settings are appended as one argument.
         ready_fd: pipe to the waiting ``vdiskfs mount``, or ``NO_FD`` in the foreground.
         take_over: it is mounted, and served by a daemon whose keeper has died.
+        stop_s: how long after it was asked to end it breaks the connection.
     """
 
     pool: str
@@ -102,6 +103,7 @@ class KeeperSettings(_Settings):
     daemon: tuple[str, ...]
     ready_fd: int = NO_FD
     take_over: bool = False
+    stop_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 from fusefs import mount_table, mounting
 
-STOP_S = 60.0
-"""Less than the unit's TimeoutStopSec, after which systemd kills."""
 _BUSY = 1
 
 
@@ -21,11 +19,15 @@ class Stopping:
 
     Args:
         supervised: somebody will kill us anyway: then even a mount in use is broken at the deadline.
+        stop_s: the deadline; less than the unit's TimeoutStopSec, after which systemd kills.
         say: for a line in the log.
     """
 
-    def __init__(self, mountpoint: str, *, supervised: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, mountpoint: str, *, supervised: bool, stop_s: float, say: Callable[[str], None]
+    ) -> None:
         self._mountpoint, self._supervised, self._say = mountpoint, supervised, say
+        self._stop_s = stop_s
         self._unmounter_pid = 0
         self._deadline: float | None = None
 
@@ -35,7 +37,7 @@ class Stopping:
         if self._unmounter_pid:
             return
         if self._deadline is None:
-            self._deadline = time.monotonic() + STOP_S
+            self._deadline = time.monotonic() + self._stop_s
         self._unmounter_pid = os.fork()
         if self._unmounter_pid == 0:
             self._unmount_and_exit(force=force)
@@ -57,7 +59,7 @@ class Stopping:
     def break_connection(self) -> None:
         """Nobody waits for this mount any more: everybody in it gets an error, and it goes."""
         self._say(
-            f"could not be unmounted within {STOP_S:g} s: its connection is broken now. What was flushed or acknowledged "
+            f"could not be unmounted within {self._stop_s:g} s: its connection is broken now. What was flushed or acknowledged "
             f"is safe, what the kernel had not written back is lost"
         )
         entry = mount_table.mount_at(self._mountpoint, mount_table.read_mounts())
@@ -67,6 +69,9 @@ class Stopping:
             OSError
         ):  # not mounted: /sys/fs/fuse/connections; closing our descriptor does it
             mounting.abort_connection(entry.device_minor)
+        if os.geteuid() == 0:
+            with contextlib.suppress(OSError):  # EBUSY comes after the breaking
+                mounting.unmount(self._mountpoint, force=True)
         with contextlib.suppress(OSError):
             mounting.unmount(self._mountpoint, lazy=True)
 

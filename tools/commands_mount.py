@@ -32,7 +32,23 @@ def mount(arguments: argparse.Namespace) -> int:
         launch.become_keeper(settings)
     with ProgressLine() as line:
         launch.launch(settings, progress=line.show)
+    _say_if_requests_are_lost(settings)
     return 0
+
+
+def _say_if_requests_are_lost(settings: KeeperSettings) -> None:
+    """Where the kernel cannot send requests again, a daemon's death costs those in flight."""
+    try:
+        os.statvfs(settings.mountpoint)  # answered only once the kernel has introduced itself
+        control = registry.control_path(settings.runtime, settings.mountpoint)
+        answer = control_client.call(control, "status", {}, timeout_s=STATUS_TIMEOUT_S)
+    except (OSError, VdiskfsError):
+        return  # it serves; that nobody may ask changes nothing
+    if answer["kernel_resends"] is False:
+        sys.stderr.write(
+            f"vdiskfs: note: Linux {os.uname().release} does not resend requests (6.9 does): should the daemon die, "
+            f"those in flight fail with an I/O error\n"
+        )
 
 
 def _keeper_settings(arguments: argparse.Namespace) -> KeeperSettings:

@@ -77,7 +77,9 @@ def hand_over(settings: NodeSettings, listener: socket.socket) -> None:
     """Give whoever asks all that is the mount's."""
     client, _ = listener.accept()
     with client:
-        if b"take_over" in client.recv(4096):
+        if b"take_over" not in client.recv(4096):
+            client.sendall(b'{"result": {}}\n')
+        else:
             reports_fd, ready_fd = os.pipe2(os.O_CLOEXEC)
             os.dup2(ready_fd, settings.ready_fd, inheritable=False)
             mine = [settings.fuse_fd, settings.init_fd, settings.lock_fd, reports_fd]

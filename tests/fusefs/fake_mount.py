@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 
-from fusefs import ending, keeper_socket, launch, mount_table, processes, registry
+from fusefs import adoption, control_client, ending, keeper_socket, launch, mount_table, processes, registry
 from fusefs.mount_table import MountEntry
 from fusefs.registry import MountRecord
 from fusefs.settings import KeeperSettings, UpgradeSettings
@@ -24,6 +24,8 @@ class FakeMount:
         self.pool, self.state = folder / "pool", folder / "state"
         for path in (folder / "mnt", self.pool):
             path.mkdir()
+        self.stop_s = DEADLINE_S
+        """The keeper's patience once it is asked to end."""
         self.runtime = registry.runtime_folder(os.geteuid(), os.environ)
 
     def settings(self, behaviour: str = "serve", *, options: tuple[str, ...] = ()) -> KeeperSettings:
@@ -36,6 +38,7 @@ class FakeMount:
             runtime=self.runtime,
             options=options,
             daemon=(sys.executable, "-P", str(DAEMON), behaviour),
+            stop_s=self.stop_s,
         )
 
     def launch(self, behaviour: str = "serve", *, options: tuple[str, ...] = ()) -> None:
@@ -85,6 +88,23 @@ class FakeMount:
     def log(self) -> str:
         """What keeper and daemons have said."""
         return (self.state / "log").read_text()
+
+    def copies_of_descriptors(self) -> list[int]:
+        """The mount's /dev/fuse, held by this process too; the caller's to close."""
+        answer, descriptors = control_client.call_for_descriptors(
+            self.record().control, adoption.VERB, timeout_s=DEADLINE_S
+        )
+        assert answer == {}
+        for descriptor in descriptors[1:]:
+            os.close(descriptor)
+        return descriptors[:1]
+
+    def wait_logged(self, text: str) -> None:
+        """Return when keeper or daemon have said this."""
+        deadline = time.monotonic() + DEADLINE_S
+        while text not in self.log():
+            assert time.monotonic() < deadline, self.log()
+            os.sched_yield()
 
     def kill(self, *who: processes.ProcessId) -> None:
         """Kill processes, in this order, and wait until they are gone."""
