@@ -136,7 +136,8 @@ class Keeper:
             self._init_fd = os.memfd_create("vdiskfs-init")
             say(f"mounted {settings.pool} on {settings.mountpoint}, node {settings.node}")
             self._start_daemon()
-        self._listen()
+        if self._listener is None:
+            self._listen()
         while self._state not in (State.ENDED, State.FAILED):
             self._step()
         return 0 if self._state is State.ENDED and self._reason is None else 1
@@ -162,6 +163,7 @@ class Keeper:
         say(f"took the mount on {settings.mountpoint} over from daemon {before.pid}, whose keeper had died")
         self._note(pid=before.pid, pid_started=before.pid_started, serving=True)
         self._now_serves()
+        self._listen()  # whoever started us may ask as soon as we say ready
         self._tell_caller(Report(ready=True))
 
     def _inherit_record(self) -> None:
