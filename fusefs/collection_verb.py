@@ -1,6 +1,6 @@
 """What the command line asks of collection: the daemon's side of gc."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from fusefs.control import Progress, Verb
@@ -8,7 +8,7 @@ from fusefs.resolution import PathResolver, flag_in, path_in
 from metadata.catalog import ROOT_ID
 from metadata.namespace import Kind, Namespace
 
-SHARE_BESIDE_GUESTS = 0.15
+SHARE_BESIDE_GUESTS = 0.1
 """Of the time that the work takes while files are open; all of it otherwise."""
 
 
@@ -16,7 +16,7 @@ class AskedCollector(Protocol):
     """What is asked (``replication.collector``, and a double in the tests)."""
 
     async def collect(
-        self, progress: Progress, *, dry_run: bool, vdisks: Sequence[int] | None, share: float
+        self, progress: Progress, *, dry_run: bool, vdisks: Sequence[int] | None, share: Callable[[], float]
     ) -> dict[str, int]: ...
 
 
@@ -49,9 +49,11 @@ class CollectionVerb:
         """All vdisks, deleted ones that are still needed too, or those at and below ``path``."""
         inode, dry_run = self._paths.resolve(path_in(arguments)), flag_in(arguments, "dry_run")
         vdisks = None if inode == ROOT_ID else sorted(self._vdisks_below(inode))
-        share = SHARE_BESIDE_GUESTS if self._handles else 1.0
-        sums = await self._collector.collect(progress, dry_run=dry_run, vdisks=vdisks, share=share)
+        sums = await self._collector.collect(progress, dry_run=dry_run, vdisks=vdisks, share=self._share)
         return {"path": self._paths.path_of(inode), "dry_run": dry_run, **sums}
+
+    def _share(self) -> float:
+        return SHARE_BESIDE_GUESTS if self._handles else 1.0
 
     def _vdisks_below(self, top: int) -> Iterator[int]:
         ahead = [top]

@@ -121,13 +121,15 @@ def plan_compaction(uses: Sequence[GroupUse], *, garbage_bytes_max: int, move_by
     Args:
         uses: closed groups of one vdisk; those without live blocks need no moving.
         garbage_bytes_max: may stay.
-        move_bytes_max: live bytes to move at most, in one go.
+        move_bytes_max: live bytes to move in one go, if more than one group is worth it.
     """
     garbage = sum(use.garbage_bytes for use in uses if use.live_blocks)
     chosen: list[int] = []
     moved = 0
     for use in sorted((use for use in uses if use.live_blocks), key=_live_fraction):
-        if garbage <= garbage_bytes_max or moved + use.live_blocks * BLOCK_BYTES > move_bytes_max:
+        if garbage <= garbage_bytes_max or (
+            chosen and moved + use.live_blocks * BLOCK_BYTES > move_bytes_max
+        ):
             break
         chosen.append(use.group)
         moved += use.live_blocks * BLOCK_BYTES
@@ -138,7 +140,7 @@ def plan_compaction(uses: Sequence[GroupUse], *, garbage_bytes_max: int, move_by
     return chosen
 
 
-GARBAGE_SHARE_MAX = 0.3
+GARBAGE_SHARE_MAX = 0.25
 """Of what lives: more garbage than this is worth a collection."""
 GARBAGE_BYTES_MIN = 16 << 20
 """And so much at least: what the log of a vdisk that is written preallocates, twice over."""

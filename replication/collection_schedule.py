@@ -1,20 +1,20 @@
 """When which vdisk is collected, without being asked: what is written a lot often, what rests now and then.
 
 A vdisk is due when enough of what it occupies is garbage (metadata/liveness.py). While guests have files open the work
-takes a tenth of the time, for a thread that computes takes the interpreter from the loop that serves them; more where
+takes a tenth of the time, for a thread that computes takes the interpreter from the loop that serves them; more, while
 garbage grows faster than that, or the pool fills.
 """
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
 from metadata.errors import VdiskfsError
-from metadata.ids import VdiskId
+from metadata.ids import VdiskId, number_of
 from metadata.liveness import Space, is_due
-from metadata.units import BLOCK_BYTES
+from metadata.units import BLOCK_BYTES, GROUP_BLOCKS
 from replication.collector import Collector
 from replication.vdisks import Vdisks
 
@@ -25,11 +25,13 @@ RESTING_TICKS = 300
 """Between two looks at the vdisks that nobody uses."""
 FREE_PERCENT_MIN = 10
 """A pool with less is filling: what it holds is collected sooner."""
+PROGRESS_BYTES = 4 << 20
+"""Freed by one collection, that makes another one worth it if the vdisk is due still."""
 SHARE_BESIDE_GUESTS = 0.1
-SHARE_URGENT = 0.3
 SHARE_ALONE = 0.5
-URGENT_RATIO = 1.4
-"""What a vdisk occupies of what lives in it, above which garbage grows faster than it is collected."""
+SHARES_URGENT = ((1.4, 1.0), (1.3, 0.4))
+"""(What a vdisk occupies of what lives in it, share): garbage grows faster than it is collected."""
+SHARE_FILLING = 0.3
 
 
 def _untold(_: Mapping[str, object]) -> None:
@@ -92,9 +94,11 @@ class CollectionSchedule:
         now = Space(await self._occupied_bytes(vdisk), live_bytes, readers)
         if is_due(now, self._last.get(vdisk), filling=filling):
             done = await self._collector.collect(
-                _untold, vdisks=(vdisk,), share=self._share(now, filling=filling), lightly=not filling
+                _untold, vdisks=(vdisk,), share=self._share(now, vdisk, filling=filling), lightly=not filling
             )
-            self._last[vdisk] = Space(await self._occupied_bytes(vdisk), done["live_bytes"], readers)
+            # One that gave something back may give more at once; else it takes new garbage.
+            left_bytes = 0 if done["freed_bytes"] > PROGRESS_BYTES else await self._occupied_bytes(vdisk)
+            self._last[vdisk] = Space(left_bytes, done["live_bytes"], readers)
             if done["freed_bytes"] > 0:
                 log.info("collected vdisk=%d freed_bytes=%d", vdisk, done["freed_bytes"])
         else:
@@ -106,12 +110,31 @@ class CollectionSchedule:
         ahead = 0 if head is None or head.log.file is None else head.log.file.allocated_blocks - head.log.tail
         return max(0, occupied_bytes - max(0, ahead) * BLOCK_BYTES)
 
-    def _share(self, space: Space, *, filling: bool) -> float:
-        """Of the time, that the collection of such a vdisk may take."""
-        if not self._vdisks.handles:
-            return SHARE_ALONE
-        urgent = filling or space.occupied_bytes > URGENT_RATIO * max(space.live_bytes, 1)
-        return SHARE_URGENT if urgent else SHARE_BESIDE_GUESTS
+    def _share(self, space: Space, vdisk: int, *, filling: bool) -> Callable[[], float]:
+        """Of the time, that the collection of such a vdisk may take: more, the more is written meanwhile."""
+        written_before, last = self._written_bytes(vdisk), self._last.get(vdisk)
+        live_bytes = max(space.live_bytes, last.live_bytes if last is not None and space.readers else 0)
+        is_known = last is not None or not space.readers  # else nobody can tell what kept versions need
+
+        def share() -> float:
+            if not self._vdisks.handles:
+                return SHARE_ALONE
+            occupied_bytes = space.occupied_bytes + self._written_bytes(vdisk) - written_before
+            ratio = occupied_bytes / max(live_bytes, 1) if is_known else 0.0
+            urgent = max(
+                (part for limit, part in SHARES_URGENT if ratio > limit), default=SHARE_BESIDE_GUESTS
+            )
+            return max(urgent, SHARE_FILLING if filling else 0.0)
+
+        return share
+
+    def _written_bytes(self, vdisk: int) -> int:
+        """Where a vdisk's log is, in bytes from its epoch's beginning."""
+        head = self._vdisks.heads.get(vdisk)
+        file = head.log.file if head is not None else None
+        if head is None or file is None:
+            return 0
+        return (number_of(file.group) * GROUP_BLOCKS + head.log.tail) * BLOCK_BYTES
 
     def _forget_unknown(self, known: set[int]) -> None:
         for vdisk in self._last.keys() - known:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 GARBAGE_LEFT = 0.1
 """Of what lives in a vdisk, may stay garbage: moving the rest would cost more than it gives back."""
-GARBAGE_LEFT_WRITTEN = 0.25
+GARBAGE_LEFT_WRITTEN = 0.2
 """The same while it is written: much of what would be moved is about to be overwritten."""
 SEAL_SHARE = 0.2
 """Garbage in the open group, of what lives in the vdisk, that makes it worth beginning another."""
@@ -43,9 +43,14 @@ MARK_SHARE, COMPACT_SHARE = 0.2, 0.7
 """Of the work on a vdisk, for whoever watches its progress."""
 MOVE_BYTES_MAX = 1 << 30
 """Moved in one collection of a vdisk, before its empty groups go: so much room it takes at most."""
-MOVE_BYTES_LIGHT = 256 << 20
+MOVE_SHARE_LIGHT, MOVE_BYTES_LIGHT = 0.1, 32 << 20
+"""The same while it is written, of what lives, but at least so much: the copies take room before the old ones go."""
 
 Progress = Callable[[Mapping[str, object]], None]
+
+
+def _at_once() -> float:
+    return 1.0
 
 
 @dataclass(slots=True)
@@ -108,7 +113,7 @@ class Collector:
         dry_run: bool = False,
         vdisks: Sequence[int] | None = None,
         strays: bool = False,
-        share: float = 1.0,
+        share: Callable[[], float] = _at_once,
         lightly: bool = False,
     ) -> dict[str, int]:
         """Collects these vdisks, or all; returns the sums.
@@ -118,10 +123,10 @@ class Collector:
             dry_run: only count what would be done.
             vdisks: ids; None: all, and what is left of deleted ones.
             strays: also what is left of deleted ones.
-            share: of the time that the work may take.
+            share: of the time that the work may take, asked again and again.
             lightly: move only what is well worth it, and a little at a time.
         """
-        effort = (GARBAGE_LEFT_WRITTEN, MOVE_BYTES_LIGHT) if lightly else (GARBAGE_LEFT, MOVE_BYTES_MAX)
+
         pace, sums = Pace(self._space, share), Sums()
         wanted, left = (list(vdisks), []) if vdisks is not None and not strays else await self._wanted(vdisks)
         sizes = {vdisk: await self.occupied_bytes(vdisk) for vdisk in (*wanted, *left)}
@@ -140,7 +145,7 @@ class Collector:
             if vdisk in left:
                 await self._remove_stray(vdisk, sums, size=sizes[vdisk], dry_run=dry_run)
             else:
-                await self._guarded(vdisk, _Work(sums, pace, tell, dry_run, *effort))
+                await self._guarded(vdisk, _Work(sums, pace, tell, dry_run, lightly))
             done += sizes[vdisk]
         progress({"done": done, "total": total, "vdisks": len(sizes), "of": len(sizes)})
         return asdict(sums)
@@ -205,9 +210,17 @@ class _Work:
     tell: Callable[[float], None]
     """Which part of it is done."""
     dry_run: bool
-    garbage_left: float
-    """Of what lives."""
-    move_bytes_max: int
+    lightly: bool
+
+    def plan(self, uses: list[GroupUse], live_bytes: int) -> list[int]:
+        """The groups to compact."""
+        left = GARBAGE_LEFT_WRITTEN if self.lightly else GARBAGE_LEFT
+        light = max(MOVE_BYTES_LIGHT, int(MOVE_SHARE_LIGHT * live_bytes))
+        return plan_compaction(
+            uses,
+            garbage_bytes_max=int(live_bytes * left),
+            move_bytes_max=light if self.lightly else MOVE_BYTES_MAX,
+        )
 
 
 class _Collection:
@@ -250,11 +263,7 @@ class _Collection:
 
     async def _compact(self, uses: list[GroupUse], *, live_bytes: int) -> list[int]:
         """Moves what is worth it; returns the groups that then may be empty."""
-        chosen = plan_compaction(
-            uses,
-            garbage_bytes_max=int(live_bytes * self._work.garbage_left),
-            move_bytes_max=self._work.move_bytes_max,
-        )
+        chosen = self._work.plan(uses, live_bytes)
         if not chosen:
             return []
         compaction = Compaction(self._head, set(chosen), self._pace)

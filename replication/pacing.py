@@ -22,12 +22,11 @@ class Pace:
 
     Args:
         workspace: whose threads do the work.
-        share: of the time that pieces may compute; 1.0 for at once.
+        share: of the time that pieces may compute, asked each time; 1.0 for at once.
     """
 
-    def __init__(self, workspace: Workspace, share: float = 1.0) -> None:
-        self._workspace = workspace
-        self.share = share
+    def __init__(self, workspace: Workspace, share: Callable[[], float]) -> None:
+        self._workspace, self._share = workspace, share
         self._owed_s = 0.0
 
     async def run(self, piece: Callable[[], T]) -> T:
@@ -46,11 +45,12 @@ class Pace:
         begun_s = trio.current_time()
         result, computed_s = await self._workspace.wait_for(timed)
         taken_s = trio.current_time() - begun_s
-        self._owed_s += max(computed_s / self.share, taken_s / WAITING_SHARE) - taken_s
+        self._owed_s += max(computed_s / self._share(), taken_s / WAITING_SHARE) - taken_s
         return result
 
     async def rest(self) -> None:
         """Rests for what was worked since the last time."""
-        if self.share < 1.0 and self._owed_s > REST_S_MIN:
+        if self._owed_s > REST_S_MIN:
             owed_s, self._owed_s = self._owed_s, 0.0
-            await trio.sleep(owed_s)
+            if self._share() < 1.0:
+                await trio.sleep(owed_s)

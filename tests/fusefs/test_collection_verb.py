@@ -22,9 +22,9 @@ class NotedCollector:
         *,
         dry_run: bool,
         vdisks: Sequence[int] | None,
-        share: float,
+        share: Callable[[], float],
     ) -> dict[str, int]:
-        self.asked.append((dry_run, vdisks, share))
+        self.asked.append((dry_run, vdisks, share()))
         progress({"done": 1, "total": 2, "vdisks": 0, "of": 1})
         return {"freed_bytes": 7}
 

@@ -104,6 +104,7 @@ class TestWhatIsCompacted:
     def test_no_more_than_may_be_moved_at_once(self) -> None:
         uses = [use(1, 64, 50), use(2, 64, 10), use(3, 64, 30)]
         assert plan_compaction(uses, garbage_bytes_max=0, move_bytes_max=41 * MIB) == [2, 3]
+        assert plan_compaction(uses, garbage_bytes_max=0, move_bytes_max=1 * MIB) == [2]
 
     def test_many_small_groups_are_joined(self) -> None:
         small = [use(number, 1, 1) for number in range(1, SMALL_GROUPS_MAX + 2)]
@@ -117,9 +118,9 @@ class TestWhatIsCompacted:
 
 
 class TestWhenAVdiskIsDue:
-    def test_almost_a_third_of_what_lives_is_garbage(self) -> None:
-        assert not is_due(Space(1290 * MIB, 1000 * MIB), None, filling=False)
-        assert is_due(Space(1310 * MIB, 1000 * MIB), None, filling=False)
+    def test_a_quarter_of_what_lives_is_garbage(self) -> None:
+        assert not is_due(Space(1240 * MIB, 1000 * MIB), None, filling=False)
+        assert is_due(Space(1260 * MIB, 1000 * MIB), None, filling=False)
 
     def test_little_garbage_is_not_worth_it_unless_the_pool_fills(self) -> None:
         assert not is_due(Space(26 * MIB, 11 * MIB), None, filling=False)
@@ -135,7 +136,7 @@ class TestWhenAVdiskIsDue:
 
     def test_what_kept_versions_need_is_known_from_the_last_one(self) -> None:
         last = Space(3000 * MIB, 2900 * MIB, (4, 9))
-        assert not is_due(Space(3700 * MIB, 1000 * MIB, (4, 9)), last, filling=False)
+        assert not is_due(Space(3600 * MIB, 1000 * MIB, (4, 9)), last, filling=False)
         assert is_due(Space(3800 * MIB, 1000 * MIB, (4, 9)), last, filling=False)
 
     def test_when_a_snapshot_goes_it_is_looked_at_again(self) -> None:

@@ -157,7 +157,7 @@ def test_a_vdisk_that_cannot_be_collected_does_not_end_the_schedule(rig: Rig) ->
 def test_a_paced_piece_is_followed_by_its_rest(rig: Rig) -> None:
     async def main() -> None:
         async with rig.node() as vdisks:
-            slow, fast = Pace(vdisks.workspace, 0.1), Pace(vdisks.workspace)
+            slow, fast = Pace(vdisks.workspace, lambda: 0.1), Pace(vdisks.workspace, lambda: 1.0)
             assert await fast.run(lambda: sum(range(200_000))) == sum(range(200_000))
             before = trio.current_time()
             await slow.work(lambda: sum(range(2_000_000)))
