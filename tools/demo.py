@@ -38,6 +38,20 @@ du -sh pool
 cp --sparse=never disks/documentation disks/clone
 du -sh pool
 
+# A snapshot is made in no time, and read as a file; a clone of it is a disk of its own.
+vdiskfs snap create disks/scratch@before
+qemu-io -n -f raw -c "write -P 9 0 2M" -c flush disks/scratch
+vdiskfs diff disks/scratch@before
+vdiskfs clone disks/scratch@before disks/attempt
+vdiskfs snap rollback disks/scratch@before
+cmp disks/scratch disks/attempt
+
+# What is deleted by mistake comes back from the trash.
+vdiskfs rm disks/attempt
+vdiskfs trash ls disks
+vdiskfs trash restore disks/attempt
+vdiskfs tree disks
+
 # What is there, and where it lies in the pool.
 vdiskfs ls disks
 vdiskfs info disks/clone
