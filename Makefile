@@ -7,6 +7,7 @@
 #   make fuzz       random operations, in the core and through the kernel, against a model; properties   SECONDS=60
 #   make simulate   power cuts: states in which unsynced writes are lost or torn   ROUNDS=500
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
+#   make survive    daemons and keepers die under fio, a guest, random operations; a table of pauses    ROUNDS=200
 #   make wheel      the built wheel, installed by itself, under copied tests
 #   make install    into HOME_DIR=/opt/vdiskfs, with links in BIN, mount.vdiskfs in SBIN and a unit in UNITS; as root
 #   make bare       demo and test inside a fresh Debian 12 made by debootstrap
@@ -18,7 +19,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test check format lint types bench fuzz simulate crash wheel bare clean install install-run install-test
+.PHONY: demo test check format lint types bench fuzz simulate crash survive wheel bare clean install install-run install-test
 
 install-run install-test:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -54,6 +55,11 @@ simulate: install-test
 crash: ROUNDS ?= 50
 crash: install-test
 	$(PY) -m pytest tests/crash/test_kill.py tests/crash/test_kill_verbs.py --rounds=$(ROUNDS) $(LONG) $(ARGS)
+
+survive: ROUNDS ?= 200
+survive: install-test
+	$(PY) -m pytest -s tests/crash/test_survival.py tests/guest/test_guest.py tests/mount/test_upgrade.py \
+		-k "die or upgrades_under" --rounds=$(ROUNDS) $(LONG) $(ARGS)
 
 WHEEL := .build/wheel
 wheel: install-test

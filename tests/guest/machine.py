@@ -58,12 +58,12 @@ class Machine:
             except subprocess.TimeoutExpired:
                 pass
 
-    def wait_powered_off(self) -> str:
+    def wait_powered_off(self, *, timeout_s: float = BOOT_S) -> str:
         """Return the whole console when the guest has done its job successfully and is off."""
         try:
-            self.process.wait(BOOT_S)
+            self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(self._report(f"still running after {BOOT_S} s")) from None
+            raise AssertionError(self._report(f"still running after {timeout_s} s")) from None
         assert self.process.returncode == 0, self._report(f"qemu ended with {self.process.returncode}")
         assert "GUEST-DONE status=0" in self.console, self._report("the job failed")
         return self.console

@@ -5,10 +5,15 @@ import pathlib
 import re
 import shutil
 
+from tests.crash.assault import Assault
 from tests.guest.machine import booted, check_ext4, run_guest
 from tests.mounted_pool import MountedPool
 
 MIB = 1 << 20
+SHORT_ROUNDS = 4
+WORK_PER_EVENT = 40
+"""Files a guest writes between one killed daemon and the next, about."""
+EVENT_S = 60.0
 
 FORMAT_AND_WRITE = """
 set -e
@@ -47,6 +52,22 @@ while true; do
     echo "ACKNOWLEDGED $i.$sum"
     i=$((i + 1))
 done
+"""
+
+WORK = """
+set -e
+/sbin/mke2fs -q -t ext4 -F /dev/vda
+mount -t ext4 /dev/vda /mnt
+i=0
+while [ $i -lt ROUNDS ]; do
+    dd if=/dev/urandom of=/mnt/file$((i % 8)) bs=64k count=16 conv=fsync 2>/dev/null
+    i=$((i + 1))
+    echo "ROUND $i"
+done
+(cd /mnt; sha256sum file* > MANIFEST; sha256sum -c MANIFEST)
+umount /mnt
+dmesg | grep -i "i/o error\\|blk_update\\|ext4-fs error" && exit 1
+true
 """
 
 LIST = """
@@ -116,3 +137,21 @@ def test_a_guest_sees_a_pause_while_the_daemon_dies_and_keeps_what_it_flushed(mo
     mounted.run("check", mounted.mountpoint)
     found = set(re.findall(r"FOUND (\d+\.\w{32})", run_guest(disk, LIST)))
     assert acknowledged <= found
+
+
+def test_a_guest_works_on_while_daemons_and_keepers_die(
+    mounted: MountedPool, seed: int, rounds: int | None
+) -> None:
+    disk = mounted.create("guest", "64M")
+    with booted(disk, WORK.replace("ROUNDS", str((rounds or SHORT_ROUNDS) * WORK_PER_EVENT))) as machine:
+        machine.wait_printed("ROUND 1\n")
+        assault = Assault(mounted, seed=seed, count=rounds or SHORT_ROUNDS)
+        try:
+            console = machine.wait_powered_off(timeout_s=(rounds or SHORT_ROUNDS) * EVENT_S)
+        finally:
+            assault.stop()
+    print(assault.describe())
+    assert console.count(": OK") == 8
+    assert assault.done.total() > 0
+    check_ext4(disk)
+    mounted.run("check", mounted.mountpoint)
