@@ -40,7 +40,9 @@ class MemoryGroup:
                     (folder / limit).write_text(str(LIMIT))
                     return
                 folder.rmdir()
-        raise AssertionError("this test needs a memory cgroup that root may make (version 1 or 2), and there is none")
+        raise AssertionError(
+            "this test needs a memory cgroup that root may make (version 1 or 2), and there is none"
+        )
 
     def kills(self) -> int:
         """Processes that the kernel killed for want of memory."""
@@ -112,7 +114,9 @@ def test_writes_to_many_vdisks_in_little_memory_kill_nobody(unmounted: MountedPo
                 assert all(os.pread(descriptor, BLOCK, offset) == data for offset, data in blocks.items())
                 os.close(descriptor)
             status = unmounted.json("status", unmounted.mountpoint)
-            print(f"resident {status['resident_bytes'] / MIB:.0f} MiB, group at most {group.peak() / MIB:.0f} MiB")
+            print(
+                f"resident {status['resident_bytes'] / MIB:.0f} MiB, group at most {group.peak() / MIB:.0f} MiB"
+            )
             assert (status["restarts"], group.kills()) == (0, 0)
             assert status["resident_bytes"] < LIMIT
             unmounted.run("check", unmounted.mountpoint)
