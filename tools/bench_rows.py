@@ -53,6 +53,7 @@ class Stage(enum.Enum):
     SNAPSHOT_CHAIN = "reads behind snapshots"
     CLONE_CHAIN = "reads through clones"
     COLLECTION = "collection"
+    PAUSES = "pauses"
 
 
 class Measure(enum.Enum):
@@ -370,6 +371,20 @@ ROWS: tuple[Row, ...] = (
         Measure.SLOWER_PERCENT,
         Target(20),
     ),
+    Row(
+        "pause-kill",
+        "longest wait of a 4 KiB direct read or write when the daemon is killed, 64 GiB mapped",
+        Stage.PAUSES,
+        Measure.VERB_MS,
+        Target(1000),
+    ),
+    Row(
+        "pause-upgrade",
+        "the same when it is upgraded",
+        Stage.PAUSES,
+        Measure.VERB_MS,
+        Target(300),
+    ),
 )
 
 
@@ -415,6 +430,8 @@ def plan_row_bytes(row: Row, plan: Plan) -> int:
         return 2 * plan.chain_bytes * (2 + plan.chain_depths[-1] // 90)
     if row.stage is Stage.COLLECTION:
         return (2 + 2 * plan.rounds) * plan.image_bytes
+    if row.stage is Stage.PAUSES:
+        return 2 * plan.image_bytes
     if row.stage in HISTORY_STAGES:
         return plan.mapped_bytes // 128 + plan.tree_nodes * VDISK_BYTES_MIN
     assert row.job is not None

@@ -53,6 +53,8 @@ def test_the_targets_are_those_that_were_agreed() -> None:
         "index-sequential": Target(0.3),
         "index-random": Target(2.0),
         "mount": Target(2.0),
+        "pause-kill": Target(1000),
+        "pause-upgrade": Target(300),
         **{
             f"{verb}-{size}": Target(20)
             for verb in ("snapshot", "clone", "rollback", "delete")
