@@ -23,6 +23,7 @@ import trio
 from fusefs import fuse_abi as abi
 from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
+from fusefs.lost_requests import LostRequests
 from fusefs.request_slots import REQUEST_BYTES_MAX, SLOT_BYTES, SLOTS, WRITE_BYTES_MAX, Slots, Waiting
 from metadata.errors import IndexDamaged, VdiskfsError
 from metadata.units import BLOCK_BYTES
@@ -88,6 +89,7 @@ class Channel:
         self._taking = trio.CancelScope()
         self._init_unique = -1
         self._offered = 0
+        self._lost: LostRequests | None = None
         self.counts = {"slow": 0, "forwarded": 0}
 
     def libfuse_mountpoint(self) -> str:
@@ -102,23 +104,29 @@ class Channel:
         request = load_init(self._init_fd)
         if request is None:
             return False
-        self._offered = abi.offered_flags(request)
+        self._introduced(request)
         self._ours.send(request)
         await trio.lowlevel.wait_readable(self._ours)
         self._ours.recv(1 << 16)  # the kernel had its reply from the first daemon
         return True
+
+    def _introduced(self, request: bytes) -> None:
+        """The kernel has said in its INIT request what it can do."""
+        self._offered = abi.offered_flags(request)
+        self._lost = None if self.resends else LostRequests(self._init_fd)
 
     @property
     def resends(self) -> bool | None:
         """Whether this kernel sends again what a dead daemon did not answer; None before it has introduced itself."""
         return bool(self._offered & abi.HAS_RESEND) if self._offered else None
 
-    def ask_resend(self) -> bool:
-        """Asks the kernel to send again what no daemon answered; False if this kernel cannot."""
+    def ask_for_unanswered(self) -> None:
+        """Asks the kernel to send again what no daemon answered; where it cannot, that fails with EIO."""
         if not self._offered & abi.HAS_RESEND:
-            return False
+            failed = self._lost.fail_all(self._fuse_fd) if self._lost else 0
+            log.warning("this kernel cannot resend requests: %d in flight failed with EIO", failed)
+            return
         os.write(self._fuse_fd, abi.OUT_HEADER.pack(16, abi.NOTIFY_RESEND, 0))
-        return True
 
     async def serve(self) -> bool:
         """Serves requests until the mount is gone (False), or a successor is to go on (True, see ``finish``)."""
@@ -171,6 +179,8 @@ class Channel:
                 raise
             spins = 0
             opcode, unique, fh, offset, size, flags, open_flags = unpack(buffer, waiting * SLOT_BYTES)
+            if self._lost is not None:
+                self._lost.note(unique)
             head = heads.get(fh) if opcode in _DATA else None
             if (
                 size == BLOCK_BYTES
@@ -375,7 +385,8 @@ class Channel:
             nursery.start_soon(self._answer, unique, work)
         elif opcode != abi.INTERRUPT:  # every request is answered in bounded time: nothing to interrupt
             if opcode == abi.INIT:
-                self._init_unique, self._offered = unique, abi.offered_flags(request)
+                self._init_unique = unique
+                self._introduced(request)
                 store_init(self._init_fd, request)
             self.counts["forwarded"] += 1
             self._backlog.append(abi.number_request(request))

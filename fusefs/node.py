@@ -267,8 +267,7 @@ async def _serve(
             control = ControlServer(verbs, path=settings.control, uid=settings.uid)
             await nursery.start(control.run)
             if is_successor:
-                if not channel.ask_resend():
-                    log.warning("this kernel cannot resend requests: those in flight fail with EIO")
+                channel.ask_for_unanswered()
                 await operations.drop_orphans(kernel_knows=notifications.knows_inode)
             else:
                 await operations.drop_orphans()
