@@ -10,7 +10,7 @@ requests, so it has hardly a reason to die itself.
     any      --mount gone, daemon ended--> ended
 
 A daemon that dies before it is ready, or within a second of it, died *quickly*: the pause before the next one
-then grows, and the mount is kept. Any other death is followed by a new start at once.
+then grows (not beyond a second if it had been ready), and the mount is kept. Any other death is followed by a new start at once.
 
 A keeper begins with a mount of its own; or takes one over from a daemon that has lost its keeper; or gets the
 descriptors of one back that systemd kept when keeper and daemon were both killed.
@@ -45,6 +45,8 @@ from metadata.errors import Unavailable, VdiskfsError
 QUICK_DEATH_S = 1.0
 PAUSES_S = (0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Before the start that follows n quick deaths in a row; the last one for all later ones."""
+SERVED_PAUSE_S_MAX = 1.0
+"""Before the start that follows the death of a daemon that was ready: it can serve, and guests wait."""
 OOM_SCORE = -900
 PR_SET_IO_FLUSHER = 57
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -140,6 +142,8 @@ class Keeper:
             self._listen()
         while self._state not in (State.ENDED, State.FAILED):
             self._step()
+        if self._listener is not None:
+            self._listener.close()
         return 0 if self._state is State.ENDED and self._reason is None else 1
 
     def _listen(self) -> None:
@@ -342,7 +346,7 @@ class Keeper:
         self._daemon = None
         upgrade = self._upgrade
         if not self._is_over() and upgrade is not None and upgrade.phase is Phase.FINISHING:
-            if status != EXIT_FINISHED:
+            if status not in (EXIT_FINISHED, None):
                 say(f"the daemon did not finish but ended with {describe_status(status)}")
             self._promote(upgrade)
             return
@@ -367,6 +371,8 @@ class Keeper:
             return
         self._quick_deaths = self._quick_deaths + 1 if quickly else 0
         pause_s = pause_before_start_s(self._quick_deaths)
+        if self._state is State.SERVING:
+            pause_s = min(pause_s, SERVED_PAUSE_S_MAX)
         self._pause_until = time.monotonic() + pause_s
         self._state = State.PAUSING
         self._note(restarts=self._record.restarts + 1, last_error=self._reason)

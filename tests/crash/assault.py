@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from fusefs import launch, mount_table
+from fusefs.keeper import QUICK_DEATH_S
 from fusefs.registry import MountRecord
 from tests.mounted_pool import END_S, MountedPool, wait_gone
 
@@ -102,6 +103,8 @@ class Assault:
         assert after.last_pause_ms is not None
         if event == "daemon":
             self.pauses_ms["kill"].append(after.last_pause_ms)
+        else:  # or the keeper would wait ever longer before each start
+            self._stopping.wait(QUICK_DEATH_S)
 
     def _served(self, *, other_than: int = 0) -> MountRecord:
         """The mount's record, once a daemon serves it."""
