@@ -115,27 +115,31 @@ def _live_fraction(use: GroupUse) -> tuple[float, int]:
     return use.live_blocks * BLOCK_BYTES / max(1, use.occupied_bytes), use.group
 
 
-def plan_compaction(uses: Sequence[GroupUse], *, garbage_bytes_max: int, move_bytes_max: int) -> list[int]:
+def plan_compaction(
+    uses: Sequence[GroupUse], *, garbage_bytes_max: int, move_bytes_max: int, room_bytes: int = 1 << 62
+) -> list[int]:
     """Groups to compact, so that what is garbage afterwards stays below a limit: lowest live fraction first.
 
     Args:
         uses: closed groups of one vdisk; those without live blocks need no moving.
         garbage_bytes_max: may stay.
         move_bytes_max: live bytes to move in one go, if more than one group is worth it.
+        room_bytes: for what is moved: a group that is moved in part gives nothing back.
     """
     garbage = sum(use.garbage_bytes for use in uses if use.live_blocks)
     chosen: list[int] = []
     moved = 0
     for use in sorted((use for use in uses if use.live_blocks), key=_live_fraction):
         if garbage <= garbage_bytes_max or (
-            chosen and moved + use.live_blocks * BLOCK_BYTES > move_bytes_max
+            moved + use.live_blocks * BLOCK_BYTES
+            > (min(move_bytes_max, room_bytes) if chosen else room_bytes)
         ):
             break
         chosen.append(use.group)
         moved += use.live_blocks * BLOCK_BYTES
         garbage -= use.garbage_bytes
     small = [use for use in uses if use.live_blocks and use.occupied_bytes < SMALL_GROUP_BYTES]
-    if len(small) > SMALL_GROUPS_MAX:
+    if len(small) > SMALL_GROUPS_MAX and moved + sum(use.occupied_bytes for use in small) <= room_bytes:
         chosen += [use.group for use in small if use.group not in chosen]
     return chosen
 

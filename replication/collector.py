@@ -26,7 +26,7 @@ from replication.log_floor import seal, settle
 from replication.marking import mark, mark_stored
 from replication.ownership import read_facts
 from replication.pacing import Pace
-from replication.pool_directory import DirectoryPool
+from replication.pool_directory import CHECKPOINT_PART, DirectoryPool
 from replication.vdisks import Vdisks
 
 log = logging.getLogger(__name__)
@@ -212,14 +212,18 @@ class _Work:
     dry_run: bool
     lightly: bool
 
-    def plan(self, uses: list[GroupUse], live_bytes: int) -> list[int]:
-        """The groups to compact."""
-        left = GARBAGE_LEFT_WRITTEN if self.lightly else GARBAGE_LEFT
+    def garbage_bytes_max(self, live_bytes: int) -> int:
+        """So much may stay."""
+        return int(live_bytes * (GARBAGE_LEFT_WRITTEN if self.lightly else GARBAGE_LEFT))
+
+    def plan(self, uses: list[GroupUse], live_bytes: int, *, room_bytes: int) -> list[int]:
+        """The groups to compact, of which what lives fits into so much."""
         light = max(MOVE_BYTES_LIGHT, int(MOVE_SHARE_LIGHT * live_bytes))
         return plan_compaction(
             uses,
-            garbage_bytes_max=int(live_bytes * left),
+            garbage_bytes_max=self.garbage_bytes_max(live_bytes),
             move_bytes_max=light if self.lightly else MOVE_BYTES_MAX,
+            room_bytes=room_bytes,
         )
 
 
@@ -247,11 +251,24 @@ class _Collection:
         self._sums.garbage_bytes += sum(use.garbage_bytes for use in uses)
         if dry_run:
             return
-        dead = [use.group for use in uses if not use.live_blocks]
-        dead += await self._compact(uses, live_bytes=live)
-        if dead:
-            await self._sweep(dead, survey)
+        known = {use.group for use in uses}
+        while await self._round(survey, uses, live) and not self._work.lightly:
+            survey, live = await self._look(prune=True)
+            uses = [
+                use for use in survey.uses(self._named) if use.group in known
+            ]  # not what guests add meanwhile
         await self._forget_segments()
+
+    async def _round(self, survey: _Survey, uses: list[GroupUse], live_bytes: int) -> bool:
+        """Moves as much as may be moved at once, and deletes; says whether another round is worth it."""
+        freed_before = self._sums.freed_bytes
+        dead = [use.group for use in uses if not use.live_blocks]
+        chosen = await self._compact(uses, live_bytes=live_bytes)
+        if dead or chosen:
+            await self._sweep([*dead, *chosen], survey)
+        left = [use for use in uses if use.live_blocks and use.group not in chosen]
+        limit = self._work.garbage_bytes_max(live_bytes)
+        return self._sums.freed_bytes > freed_before and sum(use.garbage_bytes for use in left) > limit
 
     async def _look(self, *, prune: bool) -> tuple[_Survey, int]:
         """The groups, and how many bytes live; ``_named`` says where."""
@@ -263,7 +280,9 @@ class _Collection:
 
     async def _compact(self, uses: list[GroupUse], *, live_bytes: int) -> list[int]:
         """Moves what is worth it; returns the groups that then may be empty."""
-        chosen = self._work.plan(uses, live_bytes)
+        disk = await self._vdisks.statfs()
+        room_bytes = (disk.f_bavail - disk.f_blocks // CHECKPOINT_PART) * disk.f_frsize
+        chosen = self._work.plan(uses, live_bytes, room_bytes=room_bytes)
         if not chosen:
             return []
         compaction = Compaction(self._head, set(chosen), self._pace)

@@ -220,15 +220,17 @@ class OwnerLog:
             written: fill what is preallocated with zeros, for a guest that syncs behind each write.
 
         Raises:
-            NoSpace: not even these blocks and their record fit.
+            NoSpace: not even these blocks and their record fit, beside what collection needs; a record alone may
+                take that.
         """
+        for_data = block_count > 0
         file = None if self.broken else self.file
         if self.file is None:
             file, tail = self._reopen_group()
         if file is None or tail + block_count > GROUP_BLOCKS:
-            return self._next_room(block_count, written=written)
+            return self._next_room(block_count, written=written, for_data=for_data)
         file.ensure_open()
-        return self._grow(file, tail, block_count=block_count, written=written)
+        return self._grow(file, tail, block_count=block_count, written=written, for_data=for_data)
 
     def next_room(self) -> "Room":
         """Thread: room in a new group, though the open one may have some: that one gets no more."""
@@ -241,22 +243,27 @@ class OwnerLog:
             room.file.close()
             self.pool.remove_group(room.file.vdisk, room.file.group)
 
-    def _next_room(self, block_count: int, *, written: bool = False) -> "Room":
+    def _next_room(self, block_count: int, *, written: bool = False, for_data: bool = False) -> "Room":
         file = self._create_next_group()
         try:
-            return self._grow(file, 0, block_count=block_count, written=written)
+            return self._grow(file, 0, block_count=block_count, written=written, for_data=for_data)
         except VdiskfsError:
             file.close()
             self.pool.remove_group(file.vdisk, file.group)
             raise
 
-    def _grow(self, file: GroupFile, tail: int, *, block_count: int, written: bool = False) -> "Room":
+    def _grow(
+        self, file: GroupFile, tail: int, *, block_count: int, written: bool = False, for_data: bool = False
+    ) -> "Room":
         step = min(self.step, STEP_BLOCKS_WRITTEN) if written else self.step
         while True:
             want = max(min(tail + step, GROUP_BLOCKS), tail + block_count)
             record_bytes = self.pending.record_bytes() + _BYTES_PER_BLOCK * (want - tail)
+            end = want + -(-record_bytes // BLOCK_BYTES) + RESERVE_BLOCKS
             try:
-                file.preallocate(want + -(-record_bytes // BLOCK_BYTES) + RESERVE_BLOCKS, written=written)
+                if for_data and end > file.allocated_blocks:
+                    self.pool.check_spare((end - file.allocated_blocks) * BLOCK_BYTES)
+                file.preallocate(end, written=written)
                 return Room(file, tail, want)
             except NoSpace:
                 if step <= block_count:

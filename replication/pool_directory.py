@@ -55,6 +55,12 @@ _CHECKPOINT_NAME = re.compile(r"([0-9a-f]{16})\.checkpoint")
 _CHECKPOINT_END = struct.Struct("<8sQ")
 _CHECKPOINT_MAGIC = b"VDFSCKP1"
 _ZEROS = bytes(1 << 20)
+SPARE_PART_MIN = 16
+"""At most so large a part of the pool's disk is kept free, however small that is."""
+SPARE_BYTES = 128 << 20
+"""Kept free for what collection moves: two groups; and besides that"""
+CHECKPOINT_PART = 128
+"""of the disk for a checkpoint of all that the pool can hold, twice over."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PREALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -399,6 +405,22 @@ class DirectoryPool:
             return os.statvfs(self.path)
         except OSError as exc:
             raise pool_error(exc, "statfs") from exc
+
+    def check_spare(self, byte_count: int) -> None:
+        """Called before guests' data takes so much more of the disk: some of it is for giving space back.
+
+        Raises:
+            NoSpace: they would take what collection needs.
+        """
+        disk = self.statistics()
+        total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+        if free - byte_count < spare_bytes(total):
+            raise NoSpace(f"the pool is full: what is left is for collection free_bytes={free}")
+
+
+def spare_bytes(disk_bytes: int) -> int:
+    """What guests leave free of a disk of this size."""
+    return min(disk_bytes // SPARE_PART_MIN, SPARE_BYTES + disk_bytes // CHECKPOINT_PART)
 
 
 def write_durably(path: str, content: bytes) -> None:

@@ -196,6 +196,35 @@ def test_a_full_pool_refuses_writes_loses_nothing_and_goes_on_when_there_is_spac
     full_pool.run("check", full_pool.mountpoint)
 
 
+def test_a_pool_full_of_snapshots_gives_their_space_back_when_they_are_deleted(
+    full_pool: MountedPool,
+) -> None:
+    disk = full_pool.create("disk", 8 * MIB)
+    contents: list[bytes] = []
+
+    def rewrite() -> None:
+        contents.append(os.urandom(8 * MIB))
+        descriptor = os.open(disk, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, contents[-1], 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    while error_of(rewrite) != errno.ENOSPC:
+        full_pool.run("snap", "create", f"{disk}@{len(contents)}")
+    assert len(contents) > 5
+    kept = [f"{disk}@{number}" for number in range(1, len(contents))]
+    full_pool.run("snap", "create", f"{disk}@full", f"{disk}@1000")
+    assert (full_pool.mountpoint / ".snapshots/disk/1").read_bytes() == contents[0]
+    full_pool.run("snap", "rm", *kept, f"{disk}@full", f"{disk}@1000")
+    full_pool.run("gc", full_pool.mountpoint)
+    for _ in range(3):
+        rewrite()
+    assert disk.read_bytes() == contents[-1]
+    full_pool.run("check", full_pool.mountpoint)
+
+
 def test_a_full_state_directory_stops_nobody_who_is_mounted(tmp_path: pathlib.Path) -> None:
     """The index lags behind then; the pool is the truth. A new mount says what it lacks."""
     (tmp_path / "run").mkdir()

@@ -106,6 +106,16 @@ class TestWhatIsCompacted:
         assert plan_compaction(uses, garbage_bytes_max=0, move_bytes_max=41 * MIB) == [2, 3]
         assert plan_compaction(uses, garbage_bytes_max=0, move_bytes_max=1 * MIB) == [2]
 
+    def test_what_does_not_fit_into_the_room_there_is_stays_where_it_is(self) -> None:
+        uses = [use(1, 64, 50), use(2, 64, 10), use(3, 64, 30)]
+        assert plan_compaction(uses, garbage_bytes_max=0, move_bytes_max=1 << 40, room_bytes=41 * MIB) == [
+            2,
+            3,
+        ]
+        assert plan_compaction(uses, garbage_bytes_max=0, move_bytes_max=1 << 40, room_bytes=1 * MIB) == []
+        small = [use(number, 1, 1) for number in range(1, SMALL_GROUPS_MAX + 2)]
+        assert plan_compaction(small, garbage_bytes_max=0, move_bytes_max=1 << 40, room_bytes=MIB) == []
+
     def test_many_small_groups_are_joined(self) -> None:
         small = [use(number, 1, 1) for number in range(1, SMALL_GROUPS_MAX + 2)]
         assert plan_compaction(small[1:], garbage_bytes_max=0, move_bytes_max=1 << 40) == []

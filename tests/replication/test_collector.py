@@ -167,6 +167,26 @@ class TestSpaceThatNobodyReads:
 
         run(main)
 
+    def test_what_cannot_be_moved_at_once_is_moved_in_rounds(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(collector, "MOVE_BYTES_MAX", 1)  # a group at a time
+
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                head = await create(vdisks, 20, MIB)
+                await overwrite(head, 1, count=240)
+                for first in range(0, 240, 8):
+                    await overwrite(head, 1, first=first, count=7)
+                done = await collect(vdisks)
+                assert done["compacted_groups"] >= 3
+                assert done["deleted_groups"] >= 3
+                assert await content(head) == after(1, count=240)
+                await sound(vdisks, 20)
+                assert (await collect(vdisks))["deleted_groups"] == 0
+
+        run(main)
+
 
 class TestTheOpenGroup:
     @pytest.mark.parametrize("lost", ["nothing", "index", "state"])

@@ -12,6 +12,7 @@ from metadata.records import EXTENT_BLOCKS_MAX, HEADER_BYTES
 from replication import head_write, log
 from replication.head import Head
 from replication.log import GROUP_BLOCKS, STEP_BLOCKS_MAX, Pending
+from replication.pool_directory import spare_bytes
 from tests.replication.faults import FaultyRig
 from tests.replication.rig import (
     B,
@@ -147,6 +148,25 @@ def test_a_full_pool_refuses_writes_and_still_flushes_what_it_accepted(faulty: F
             await one(head, 7)
             await vdisks.flush(20)
             await sound(vdisks, 20)
+
+    run(main)
+
+
+def test_guests_leave_free_what_collection_needs_and_commits_may_take_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = os.statvfs_result((B, B, 1 << 20, 0, spare_bytes(B << 20) // B + 100, 0, 0, 0, 0, 255))
+
+    async def main() -> None:
+        async with rig.node() as vdisks:
+            head = await create(vdisks, 20, 64 * MIB)
+            monkeypatch.setattr(vdisks.workspace.pool, "statistics", lambda: disk)
+            await write(head, 0, block(1))
+            with pytest.raises(NoSpace):
+                await write(head, 0, b"x" * (500 * B))
+            head.log.limit = head.log.tail  # not even the record fits into what is there
+            await vdisks.flush(20)
+            assert (await content(head))[:B] == block(1)
 
     run(main)
 
