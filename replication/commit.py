@@ -334,8 +334,13 @@ def _take_back(head: Head, flight: Flight) -> None:
     head.cutting_vblock = None
 
 
-async def ready_to_append(head: Head, block_count: int) -> None:
+async def ready_to_append(head: Head, block_count: int, *, for_data: bool = True) -> None:
     """Sees to it that so many blocks fit into the log and the journal when it returns.
+
+    Args:
+        head: whose.
+        block_count: how many.
+        for_data: they are; holes and a new size may take what a full pool keeps free.
 
     Raises:
         NoSpace: the pool is full; nothing has changed.
@@ -351,7 +356,7 @@ async def ready_to_append(head: Head, block_count: int) -> None:
             if head.log.broken and head.log.pending.files:
                 await _rescue(head)
             if head.log.broken or not head.log.fits(block_count):
-                await _make_room(head, block_count)
+                await _make_room(head, block_count, for_data=for_data)
         if len(head.dirty) > DIRTY_ROWS_MAX // 2:
             begin_nowait(head)  # before writes have to wait for it
 
@@ -372,14 +377,14 @@ async def start_running(head: Head) -> None:
         head.running = True
 
 
-async def _make_room(head: Head, block_count: int) -> None:
+async def _make_room(head: Head, block_count: int, *, for_data: bool = True) -> None:
     owner_log, tail, broken = head.log, head.log.tail, head.log.broken
     files, pool = owner_log.files_to_grow(), head.workspace.pool
     pool.hold(files)
     try:
         written = head.syncs.streak >= SYNC_STREAK
         room = await head.workspace.wait_for(
-            lambda: owner_log.make_room(block_count, tail=tail, written=written)
+            lambda: owner_log.make_room(block_count, tail=tail, written=written, for_data=for_data)
         )
     finally:
         pool.release(files)

@@ -70,13 +70,13 @@ async def _old_block(head: Head, block: int) -> bytes:
     return (await read(head, block * BLOCK_BYTES, BLOCK_BYTES)).ljust(BLOCK_BYTES, b"\0")
 
 
-async def ready(head: Head, block_no: int, count: int) -> None:
+async def ready(head: Head, block_no: int, count: int, *, for_data: bool = True) -> None:
     """Rows loaded, room in log and journal, room for dirty rows; true when it returns."""
     vblocks = range(block_no >> 8, (block_no + count - 1 >> 8) + 1)
     while True:
         if len(head.dirty) + len(vblocks) > DIRTY_ROWS_MAX:
             await flush(head)
-        await ready_to_append(head, count)
+        await ready_to_append(head, count, for_data=for_data)
         await load_rows(head, vblocks)
         log = head.log
         if log.fits(count) and not log.broken and head.journal.room() >= 2 * count + 2:
@@ -122,7 +122,7 @@ async def share(head: Head, block_no: int, count: int, place: int) -> None:
 async def _ready_to_share(head: Head, block_no: int, count: int) -> None:
     vblocks = range(block_no >> 8, (block_no + count - 1 >> 8) + 1)
     while True:
-        await ready(head, block_no, 1)
+        await ready(head, block_no, 1, for_data=False)
         await load_rows(head, vblocks)
         if not head.log.broken and head.log.fits(1) and head.journal.room() > len(vblocks) + 2:
             return
@@ -148,7 +148,7 @@ async def truncate(head: Head, size: int) -> None:
     check_size(size)
     while size != head.size:
         if size > head.size:
-            await ready_to_append(head, 1)
+            await ready_to_append(head, 1, for_data=False)
             if size > head.size:
                 head.grow(size)
             return
@@ -164,7 +164,7 @@ async def _cut(head: Head, size: int) -> None:
     first = -(-size // BLOCK_BYTES)
     if first < boundary:
         await share(head, first, boundary - first, HOLE)
-    await ready_to_append(head, 1)
+    await ready_to_append(head, 1, for_data=False)
     async with head.commit_pause():  # until the cut, what the index says of rows not in memory holds
         lost = await head.workspace.wait_for(
             lambda: head.index.own_block_counts(head.vdisk, boundary >> 8, rollbacks=head.rollbacks)

@@ -209,7 +209,9 @@ class OwnerLog:
             return [self.file]
         return [self.groups.file(group)] if group else []
 
-    def make_room(self, block_count: int, *, tail: int, written: bool = False) -> "Room":
+    def make_room(
+        self, block_count: int, *, tail: int, written: bool = False, for_data: bool = True
+    ) -> "Room":
         """Thread: grows the open group, or creates the next, until ``block_count`` blocks and a record fit.
 
         Changes nothing here: the loop may append meanwhile what still fits, then calls ``use_room``.
@@ -218,12 +220,12 @@ class OwnerLog:
             block_count: to fit.
             tail: where the open group ends now.
             written: fill what is preallocated with zeros, for a guest that syncs behind each write.
+            for_data: not of holes: these, and a record alone, may take what is kept free for collection.
 
         Raises:
-            NoSpace: not even these blocks and their record fit, beside what collection needs; a record alone may
-                take that.
+            NoSpace: not even these blocks and their record fit.
         """
-        for_data = block_count > 0
+        for_data = for_data and block_count > 0
         file = None if self.broken else self.file
         if self.file is None:
             file, tail = self._reopen_group()
@@ -261,7 +263,7 @@ class OwnerLog:
             record_bytes = self.pending.record_bytes() + _BYTES_PER_BLOCK * (want - tail)
             end = want + -(-record_bytes // BLOCK_BYTES) + RESERVE_BLOCKS
             try:
-                if for_data and end > file.allocated_blocks:
+                if (for_data or step > block_count) and end > file.allocated_blocks:
                     self.pool.check_spare((end - file.allocated_blocks) * BLOCK_BYTES)
                 file.preallocate(end, written=written)
                 return Room(file, tail, want)

@@ -167,6 +167,12 @@ def test_guests_leave_free_what_collection_needs_and_commits_may_take_it(
             head.log.limit = head.log.tail  # not even the record fits into what is there
             await vdisks.flush(20)
             assert (await content(head))[:B] == block(1)
+            head.log.limit = head.log.tail
+            await head_write.punch(head, 0, B)
+            head.log.limit = head.log.tail
+            await head_write.truncate(head, 32 * MIB)
+            await vdisks.flush(20)
+            assert await content(head) == bytes(32 * MIB)
 
     run(main)
 
