@@ -16,6 +16,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -36,6 +37,7 @@ from fusefs.handover import Stage, report_error, report_progress, report_ready, 
 from fusefs.inspection import Inspection
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
+from fusefs.notifier import start_notifier
 from fusefs.operations import Operations
 from fusefs.readiness import check_all, check_pool, check_state
 from fusefs.resolution import PathResolver
@@ -188,7 +190,7 @@ def _start_over(index_path: str) -> StartOver:
     return start_over
 
 
-async def _run(settings: NodeSettings, times: StartTimes) -> None:
+async def _run(settings: NodeSettings, times: StartTimes, notifier: socket.socket) -> None:
     async with AsyncExitStack() as stack:
         pool = open_pool(settings.pool)
         stack.callback(pool.close)
@@ -209,13 +211,19 @@ async def _run(settings: NodeSettings, times: StartTimes) -> None:
         times.note("names")
         vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
         times.note("journal and logs")
-        if await _serve(settings, workspace, vdisks, store=store, times=times):
+        if await _serve(settings, workspace, vdisks, store=store, times=times, notifier=notifier):
             await make_way(vdisks)
         log.info("the mount is gone; putting vdisks to rest")
 
 
 async def _serve(
-    settings: NodeSettings, workspace: Workspace, vdisks: Vdisks, *, store: NamespaceStore, times: StartTimes
+    settings: NodeSettings,
+    workspace: Workspace,
+    vdisks: Vdisks,
+    *,
+    store: NamespaceStore,
+    times: StartTimes,
+    notifier: socket.socket,
 ) -> bool:
     """Returns whether a successor is to go on; else the mount is gone."""
     tree = SnapshotTree(store.namespace, vdisks.family)
@@ -225,16 +233,9 @@ async def _serve(
         wanted, now_ns = Attributes(drop_privileges=True), time.time_ns()
         await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
 
-    notifications = Notifications(settings.fuse_fd, workspace.wait_for)
+    notifications = Notifications(settings.fuse_fd, notifier)
     requests = DataRequests(vdisks, clear_suid=clear_suid, notifications=notifications)
-    channel = Channel(
-        settings.fuse_fd,
-        settings.init_fd,
-        vdisks=vdisks,
-        requests=requests,
-        set_times=operations.set_times_nowait,
-        get_xattr=operations.xattr_nowait,
-    )
+    channel = _channel(settings, vdisks, requests, operations=operations)
     node = Node(settings, workspace, vdisks, channel=channel)
     paths = PathResolver(store.namespace, mountpoint=settings.mountpoint)
     trash = Trash(
@@ -258,6 +259,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             nursery.start_soon(vdisks.run)
+            nursery.start_soon(notifications.run)
             if not settings.read_only:
                 nursery.start_soon(trash.run)
                 nursery.start_soon(CollectionSchedule(Collector(vdisks), vdisks).run)
@@ -282,6 +284,19 @@ async def _serve(
     finally:
         pyfuse3.close(unmount=False)
     return finished
+
+
+def _channel(
+    settings: NodeSettings, vdisks: Vdisks, requests: DataRequests, *, operations: Operations
+) -> Channel:
+    return Channel(
+        settings.fuse_fd,
+        settings.init_fd,
+        vdisks=vdisks,
+        requests=requests,
+        set_times=operations.set_times_nowait,
+        get_xattr=operations.xattr_nowait,
+    )
 
 
 async def _refuse(_arguments: dict[str, Any], _progress: Progress) -> object:
@@ -360,7 +375,8 @@ def main(arguments: list[str]) -> int:
                 return 0  # not needed: the keeper has changed its mind, or is gone
             times.restart()
         report_progress(settings.ready_fd, "opening the pool")
-        trio.run(_run, settings, times)
+        with start_notifier(settings.fuse_fd) as notifier:
+            trio.run(_run, settings, times, notifier)
     except VdiskfsError as exc:
         log.error("ended: %s", exc)
         report_error(settings.ready_fd, str(exc))

@@ -2,11 +2,17 @@
 
 import errno
 import os
+import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
 
 from fusefs.fuse_abi import OUT_HEADER
+from fusefs.notifier import ANSWER, NUMBER
+from metadata.errors import Unavailable
 
 _INVALIDATE_INODE, _INVALIDATE_ENTRY = 2, 3
 _INVALIDATION = struct.Struct("<Qqq")
@@ -14,46 +20,79 @@ _INVALIDATION = struct.Struct("<Qqq")
 _ENTRY_INVALIDATION = struct.Struct("<QII")
 """inode of the directory, bytes of the name, flags; the name and a zero follow"""
 
-WaitFor = Callable[[Callable[[], None]], Awaitable[None]]
+
+@dataclass(slots=True)
+class _Told:
+    event: trio.Event = field(default_factory=trio.Event)
+    error: int = 0
 
 
 class Notifications:
-    """One to a mount.
+    """One to a mount; ``run`` is its task.
 
     Args:
         fuse_fd: /dev/fuse, mounted.
-        wait_for: runs what may wait in a thread.
+        notifier: the way to the process that may wait for us (fusefs/notifier.py).
     """
 
-    def __init__(self, fuse_fd: int, wait_for: WaitFor) -> None:
-        self._fuse_fd, self._wait_for = fuse_fd, wait_for
+    def __init__(self, fuse_fd: int, notifier: socket.socket) -> None:
+        self._fuse_fd, self._notifier = fuse_fd, notifier
+        self._asked = 0
+        self._waiting: dict[int, _Told] = {}
+
+    async def run(self) -> None:
+        """Takes the notifier's answers, for as long as it runs."""
+        while True:
+            await trio.lowlevel.wait_readable(self._notifier)
+            answer = self._notifier.recv(ANSWER.size)
+            if not answer:
+                raise Unavailable(
+                    "the notifier has ended"
+                )  # and so does this daemon; the next one has another
+            number, error = ANSWER.unpack(answer)
+            told = self._waiting.pop(number, None)
+            if told is not None:
+                told.error = error
+                told.event.set()
 
     def knows_inode(self, inode: int) -> bool:
         """Whether the kernel holds this inode. It looks at its attributes again then, nothing else happens."""
-        return self._invalidate(inode, -1)
+        body = _INVALIDATION.pack(inode, -1, 0)  # of attributes only: the kernel waits for nobody
+        try:
+            os.write(self._fuse_fd, OUT_HEADER.pack(16 + len(body), _INVALIDATE_INODE, 0) + body)
+        except OSError as exc:
+            return exc.errno != errno.ENOENT
+        return True
 
     async def write_back(self, inode: int, offset: int) -> None:
         """Lets the kernel send what it has not written yet from ``offset`` on, and drop those pages.
 
-        It waits for our answers to those writes, so it waits in a thread.
+        It waits for our answers to those writes.
         """
-
-        def invalidate() -> None:
-            self._invalidate(inode, offset)
-
-        await self._wait_for(invalidate)
+        await self._tell(_INVALIDATE_INODE, _INVALIDATION.pack(inode, offset, 0))
 
     async def forget_entry(self, parent: int, name: bytes) -> None:
         """Lets the kernel look a name up anew, and drop the inode behind it, with its pages, unless it is open.
 
-        The kernel may hold the directory's lock while it waits for an answer of ours, so this waits in a thread.
+        The kernel may hold the directory's lock while it waits for an answer of ours.
         """
-        body = _ENTRY_INVALIDATION.pack(parent, len(name), 0) + name + b"\0"
+        await self._tell(_INVALIDATE_ENTRY, _ENTRY_INVALIDATION.pack(parent, len(name), 0) + name + b"\0")
 
-        def invalidate() -> None:
-            self._notify(_INVALIDATE_ENTRY, body)
-
-        await self._wait_for(invalidate)
+    async def _tell(self, what: int, body: bytes) -> None:
+        """Returns when the kernel has done it; an error of its is none of ours: it knows no such inode or name."""
+        self._asked = number = (self._asked + 1) & 0xFFFFFFFF
+        message = NUMBER.pack(number) + OUT_HEADER.pack(16 + len(body), what, 0) + body
+        self._waiting[number] = told = _Told()
+        try:
+            while True:
+                try:
+                    self._notifier.send(message)
+                    break
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._notifier)
+            await told.event.wait()
+        finally:
+            self._waiting.pop(number, None)
 
     @asynccontextmanager
     async def entry_going(self, parent: int, name: bytes) -> AsyncIterator[None]:
@@ -61,14 +100,3 @@ class Notifications:
         await self.forget_entry(parent, name)
         yield
         await self.forget_entry(parent, name)
-
-    def _invalidate(self, inode: int, offset: int) -> bool:
-        return self._notify(_INVALIDATE_INODE, _INVALIDATION.pack(inode, offset, 0))
-
-    def _notify(self, what: int, body: bytes) -> bool:
-        """Whether the kernel knows what this is about."""
-        try:
-            os.write(self._fuse_fd, OUT_HEADER.pack(16 + len(body), what, 0) + body)
-        except OSError as exc:
-            return exc.errno != errno.ENOENT
-        return True

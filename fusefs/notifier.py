@@ -1,0 +1,59 @@
+"""A process beside the daemon that tells the kernel what may make it wait for the daemon itself.
+
+"Write back and drop these pages" returns when the daemon has answered the writes. A thread that waits so cannot be
+killed, and keeps its whole process from ending: were it the daemon's, the keeper would wait for ever for the end of a
+killed daemon, and the kernel for the next one. This process may wait as long as it takes: for the next daemon's answer.
+
+    daemon --number, bytes for /dev/fuse--> notifier --number, errno--> daemon
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import threading
+
+MESSAGE_BYTES_MAX = 4096
+NUMBER = struct.Struct("<I")
+ANSWER = struct.Struct("<Ii")
+"""number, errno or 0"""
+_PR_SET_PDEATHSIG = 1
+
+
+def start_notifier(fuse_fd: int) -> socket.socket:
+    """Forks the notifier; returns the daemon's end. It ends with the daemon. Call it while there is one thread."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    daemon = os.getpid()
+    if os.fork() == 0:
+        try:
+            _serve(fuse_fd, theirs, daemon)
+        finally:
+            os._exit(0)
+    theirs.close()
+    ours.setblocking(False)
+    return ours
+
+
+def _serve(fuse_fd: int, daemon: socket.socket, daemon_pid: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != daemon_pid:
+        return
+    low, high = sorted((fuse_fd, daemon.fileno()))
+    for first, end in ((3, low), (low + 1, high), (high + 1, os.sysconf("SC_OPEN_MAX"))):
+        os.closerange(first, end)
+    while message := daemon.recv(MESSAGE_BYTES_MAX):
+        # A thread each: one that waits for an answer must not keep others from being told.
+        threading.Thread(target=_tell, args=(fuse_fd, daemon, message), daemon=True).start()
+
+
+def _tell(fuse_fd: int, daemon: socket.socket, message: bytes) -> None:
+    number, error = NUMBER.unpack_from(message)[0], 0
+    try:
+        os.write(fuse_fd, message[NUMBER.size :])
+    except OSError as exc:
+        error = exc.errno or 0
+    try:
+        daemon.send(ANSWER.pack(number, error))
+    except OSError:
+        pass  # the daemon is gone
