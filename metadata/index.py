@@ -14,6 +14,8 @@ RocksDB's own log is off. The pool is the truth: a state may lag behind it and i
 that is lost or damaged is built again. ``_nowait`` looks only where no disk is touched.
 """
 
+import errno
+import os
 import shutil
 import struct
 from array import array
@@ -36,7 +38,7 @@ from rocksdict import (
 )
 
 from metadata.descent import Rollbacks, Spans, visible_spans
-from metadata.errors import Corrupt, IndexDamaged, Unavailable
+from metadata.errors import Corrupt, IndexDamaged, NoSpace, Unavailable
 from metadata.rows import decode_row, own_block_count
 
 _ROW_KEY = struct.Struct(">cQQQ")
@@ -133,11 +135,14 @@ class Index:
 
         Raises:
             IndexDamaged: it cannot be read; delete it (``Index.destroy``) and start afresh.
+            NoSpace: its disk is full; nothing is wrong with it.
         """
         self.path = path
         try:
             self._db = Rdict(path, _options())
         except Exception as exc:
+            if os.strerror(errno.ENOSPC) in str(exc):
+                raise NoSpace(f"no space for the snapshot index: make room on its disk path={path}") from exc
             raise IndexDamaged(f"the snapshot index cannot be opened: {exc} path={path}") from exc
         unlogged = WriteOptions()
         unlogged.disable_wal = True  # type: ignore[method-assign, assignment]
