@@ -44,6 +44,11 @@ def wait_gone(pid: int, *, timeout_s: float = END_S) -> None:
         os.close(descriptor)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def mountpoints(folder: pathlib.Path) -> list[tuple[str, int]]:
     """The (path, device minor) of every mount at or below ``folder``, latest first, touching none of them."""
     found = []

@@ -4,17 +4,12 @@ import os
 import pathlib
 import threading
 
-from tests.mounted_pool import MountedPool
+from tests.mounted_pool import MountedPool, children
 
 MIB = 1 << 20
 KILLS = 3
 ROUNDS_MAX = 60
 WAIT_S = 60.0
-
-
-def children(pid: int) -> list[int]:
-    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
 def waits_in_the_kernel(pid: int) -> bool:
