@@ -37,7 +37,7 @@ from fusefs.handover import Stage, report_error, report_progress, report_ready, 
 from fusefs.inspection import Inspection
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
-from fusefs.notifier import start_notifier
+from fusefs.notifier import notifier
 from fusefs.operations import Operations
 from fusefs.readiness import check_all, check_pool, check_state
 from fusefs.resolution import PathResolver
@@ -190,7 +190,7 @@ def _start_over(index_path: str) -> StartOver:
     return start_over
 
 
-async def _run(settings: NodeSettings, times: StartTimes, notifier: socket.socket) -> None:
+async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.socket) -> None:
     async with AsyncExitStack() as stack:
         pool = open_pool(settings.pool)
         stack.callback(pool.close)
@@ -211,7 +211,7 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier: socket.socke
         times.note("names")
         vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
         times.note("journal and logs")
-        if await _serve(settings, workspace, vdisks, store=store, times=times, notifier=notifier):
+        if await _serve(settings, workspace, vdisks, store=store, times=times, notifier_end=notifier_end):
             await make_way(vdisks)
         log.info("the mount is gone; putting vdisks to rest")
 
@@ -223,7 +223,7 @@ async def _serve(
     *,
     store: NamespaceStore,
     times: StartTimes,
-    notifier: socket.socket,
+    notifier_end: socket.socket,
 ) -> bool:
     """Returns whether a successor is to go on; else the mount is gone."""
     tree = SnapshotTree(store.namespace, vdisks.family)
@@ -233,7 +233,7 @@ async def _serve(
         wanted, now_ns = Attributes(drop_privileges=True), time.time_ns()
         await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
 
-    notifications = Notifications(settings.fuse_fd, notifier)
+    notifications = Notifications(settings.fuse_fd, notifier_end)
     requests = DataRequests(vdisks, clear_suid=clear_suid, notifications=notifications)
     channel = _channel(settings, vdisks, requests, operations=operations)
     node = Node(settings, workspace, vdisks, channel=channel)
@@ -375,8 +375,8 @@ def main(arguments: list[str]) -> int:
                 return 0  # not needed: the keeper has changed its mind, or is gone
             times.restart()
         report_progress(settings.ready_fd, "opening the pool")
-        with start_notifier(settings.fuse_fd) as notifier:
-            trio.run(_run, settings, times, notifier)
+        with notifier(settings.fuse_fd) as notifier_end:
+            trio.run(_run, settings, times, notifier_end)
     except VdiskfsError as exc:
         log.error("ended: %s", exc)
         report_error(settings.ready_fd, str(exc))

@@ -13,6 +13,8 @@ import signal
 import socket
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MESSAGE_BYTES_MAX = 4096
 NUMBER = struct.Struct("<I")
@@ -21,18 +23,24 @@ ANSWER = struct.Struct("<Ii")
 _PR_SET_PDEATHSIG = 1
 
 
-def start_notifier(fuse_fd: int) -> socket.socket:
-    """Forks the notifier; returns the daemon's end. It ends with the daemon. Call it while there is one thread."""
+@contextmanager
+def notifier(fuse_fd: int) -> Iterator[socket.socket]:
+    """Forks the notifier and gives the daemon's end; used while there is one thread.
+
+    It ends with the daemon, or, when the mount is gone, before it.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    daemon = os.getpid()
-    if os.fork() == 0:
+    daemon, pid = os.getpid(), os.fork()
+    if pid == 0:
         try:
             _serve(fuse_fd, theirs, daemon)
         finally:
             os._exit(0)
     theirs.close()
     ours.setblocking(False)
-    return ours
+    with ours:
+        yield ours
+    os.waitpid(pid, 0)  # not after an error: it may still wait for the next daemon's answer
 
 
 def _serve(fuse_fd: int, daemon: socket.socket, daemon_pid: int) -> None:
