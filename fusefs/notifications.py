@@ -6,12 +6,11 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import trio
 
 from fusefs.fuse_abi import OUT_HEADER
-from fusefs.notifier import ANSWER, NUMBER
+from fusefs.notifier import NUMBER
 from metadata.errors import Unavailable
 
 _INVALIDATE_INODE, _INVALIDATE_ENTRY = 2, 3
@@ -19,12 +18,6 @@ _INVALIDATION = struct.Struct("<Qqq")
 """inode, offset (-1: attributes only), length (0: to the end)"""
 _ENTRY_INVALIDATION = struct.Struct("<QII")
 """inode of the directory, bytes of the name, flags; the name and a zero follow"""
-
-
-@dataclass(slots=True)
-class _Told:
-    event: trio.Event = field(default_factory=trio.Event)
-    error: int = 0
 
 
 class Notifications:
@@ -38,22 +31,20 @@ class Notifications:
     def __init__(self, fuse_fd: int, notifier: socket.socket) -> None:
         self._fuse_fd, self._notifier = fuse_fd, notifier
         self._asked = 0
-        self._waiting: dict[int, _Told] = {}
+        self._told: dict[int, trio.Event] = {}
 
     async def run(self) -> None:
         """Takes the notifier's answers, for as long as it runs."""
         while True:
             await trio.lowlevel.wait_readable(self._notifier)
-            answer = self._notifier.recv(ANSWER.size)
+            answer = self._notifier.recv(NUMBER.size)
             if not answer:
                 raise Unavailable(
                     "the notifier has ended"
                 )  # and so does this daemon; the next one has another
-            number, error = ANSWER.unpack(answer)
-            told = self._waiting.pop(number, None)
+            told = self._told.pop(NUMBER.unpack(answer)[0], None)
             if told is not None:
-                told.error = error
-                told.event.set()
+                told.set()
 
     def knows_inode(self, inode: int) -> bool:
         """Whether the kernel holds this inode. It looks at its attributes again then, nothing else happens."""
@@ -79,10 +70,10 @@ class Notifications:
         await self._tell(_INVALIDATE_ENTRY, _ENTRY_INVALIDATION.pack(parent, len(name), 0) + name + b"\0")
 
     async def _tell(self, what: int, body: bytes) -> None:
-        """Returns when the kernel has done it; an error of its is none of ours: it knows no such inode or name."""
+        """Returns when the kernel has done it, or refused: then it knows no such inode or name, which is as good."""
         self._asked = number = (self._asked + 1) & 0xFFFFFFFF
         message = NUMBER.pack(number) + OUT_HEADER.pack(16 + len(body), what, 0) + body
-        self._waiting[number] = told = _Told()
+        self._told[number] = told = trio.Event()
         try:
             while True:
                 try:
@@ -90,9 +81,9 @@ class Notifications:
                     break
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(self._notifier)
-            await told.event.wait()
+            await told.wait()
         finally:
-            self._waiting.pop(number, None)
+            self._told.pop(number, None)
 
     @asynccontextmanager
     async def entry_going(self, parent: int, name: bytes) -> AsyncIterator[None]:

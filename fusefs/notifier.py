@@ -4,7 +4,7 @@
 killed, and keeps its whole process from ending: were it the daemon's, the keeper would wait for ever for the end of a
 killed daemon, and the kernel for the next one. This process may wait as long as it takes: for the next daemon's answer.
 
-    daemon --number, bytes for /dev/fuse--> notifier --number, errno--> daemon
+    daemon --number, bytes for /dev/fuse--> notifier --number--> daemon
 """
 
 import ctypes
@@ -14,12 +14,10 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 MESSAGE_BYTES_MAX = 4096
 NUMBER = struct.Struct("<I")
-ANSWER = struct.Struct("<Ii")
-"""number, errno or 0"""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -56,12 +54,7 @@ def _serve(fuse_fd: int, daemon: socket.socket, daemon_pid: int) -> None:
 
 
 def _tell(fuse_fd: int, daemon: socket.socket, message: bytes) -> None:
-    number, error = NUMBER.unpack_from(message)[0], 0
-    try:
+    with suppress(OSError):  # the kernel knows no such inode or name, or the mount is gone
         os.write(fuse_fd, message[NUMBER.size :])
-    except OSError as exc:
-        error = exc.errno or 0
-    try:
-        daemon.send(ANSWER.pack(number, error))
-    except OSError:
-        pass  # the daemon is gone
+    with suppress(OSError):  # the daemon is gone
+        daemon.send(message[: NUMBER.size])
