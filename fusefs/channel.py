@@ -23,7 +23,7 @@ import trio
 from fusefs import fuse_abi as abi
 from fusefs.data_requests import DataRequests
 from fusefs.handover import load_init, store_init
-from fusefs.lost_requests import LostRequests
+from fusefs.lost_requests import LostRequests, map_slots
 from fusefs.request_slots import REQUEST_BYTES_MAX, SLOT_BYTES, SLOTS, WRITE_BYTES_MAX, Slots, Waiting
 from metadata.errors import IndexDamaged, VdiskfsError
 from metadata.units import BLOCK_BYTES
@@ -85,7 +85,7 @@ class Channel:
         self._backlog: deque[bytes] = deque()
         self._backlog_grew = trio.Event()
         self._ended = False
-        self._slots = Slots()
+        self._slots = Slots(map_slots(init_fd))
         self._taking = trio.CancelScope()
         self._init_unique = -1
         self._offered = 0

@@ -5,6 +5,8 @@ call they share large pages of the page cache, and cost two thirds of what they 
 come: any other request, or an empty queue, ends the lot.
 """
 
+import mmap
+
 from fusefs import fuse_abi as abi
 from metadata.units import BLOCK_BYTES
 from replication.groups import keep_split
@@ -16,17 +18,22 @@ REQUEST_BYTES_MAX = WRITE_BYTES_MAX + 8192
 SLOTS = 16
 """A usual queue depth: at 16, randwrite did 80 k IOPS, with 8 slots 66 k, with 4 56 k, one by one 45 k."""
 SLOT_BYTES = abi.WRITE_DATA_AT + BLOCK_BYTES
+BUFFER_BYTES = (SLOTS - 1) * SLOT_BYTES + REQUEST_BYTES_MAX
 
 Waiting = tuple[int, int, int, memoryview]
 """Of a write: unique, file handle, offset, data."""
 
 
 class Slots:
-    """One channel's buffer. A request is read to slot ``waiting``, with room for the largest."""
+    """One channel's buffer. A request is read to slot ``waiting``, with room for the largest.
 
-    def __init__(self) -> None:
-        self.buffer = bytearray((SLOTS - 1) * SLOT_BYTES + REQUEST_BYTES_MAX)
-        whole = memoryview(self.buffer)
+    Args:
+        buffer: ``BUFFER_BYTES`` long.
+    """
+
+    def __init__(self, buffer: mmap.mmap) -> None:
+        self.buffer = buffer
+        whole = memoryview(buffer)
         starts = [number * SLOT_BYTES for number in range(SLOTS)]
         self.vectors = [[whole[at : at + REQUEST_BYTES_MAX]] for at in starts]
         self.largest = [

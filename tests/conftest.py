@@ -3,12 +3,13 @@
 import logging
 import os
 import pathlib
+import threading
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
-from tests.mounted_pool import MountedPool
+from tests.mounted_pool import MountedPool, kill_processes
 
 hypothesis.settings.register_profile("short", deadline=None, max_examples=50, print_blob=True)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=500, print_blob=True)
@@ -60,6 +61,18 @@ def _no_stray_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     stray = [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
     assert stray == []
+
+
+@pytest.fixture(autouse=True)
+def _no_hang(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test that takes too long loses its mounts: who waits for them in the kernel, unkillable, gets an error."""
+    limit_s = float(request.config.getini("faulthandler_timeout")) * 0.8
+    watch = threading.Timer(limit_s, kill_processes, [tmp_path_factory.getbasetemp()])
+    watch.daemon = True
+    if limit_s:
+        watch.start()
+    yield
+    watch.cancel()
 
 
 @pytest.fixture

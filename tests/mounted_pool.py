@@ -60,6 +60,22 @@ def mountpoints(folder: pathlib.Path) -> list[tuple[str, int]]:
     return found[::-1]
 
 
+def processes(folder: pathlib.Path) -> list[int]:
+    """The processes that a path in or below ``folder`` was given to."""
+    return sorted(pid for pid, command in _commands() if os.fsencode(folder) in command)
+
+
+def kill_processes(folder: pathlib.Path) -> None:
+    """SIGKILL all of them together, as a lost node does, and return when they are gone."""
+    pids = processes(folder)
+    for pid in pids:  # all are stopped first, so that none sees another's end
+        _signal(pid, signal.SIGSTOP)
+    for pid in pids:
+        _signal(pid, signal.SIGKILL)
+    for pid in pids:
+        wait_gone(pid)
+
+
 class MountedPool:
     """One pool under ``folder``, mounted by a test or not."""
 
@@ -110,7 +126,7 @@ class MountedPool:
 
     def processes(self) -> list[int]:
         """Keeper and daemon of this mount: its state directory stands in their arguments."""
-        return sorted(pid for pid, command in _commands() if os.fsencode(self.state) in command)
+        return processes(self.state)
 
     def daemon_pid(self) -> int:
         """The daemon's process; the next one's if it has just died."""
@@ -123,13 +139,7 @@ class MountedPool:
 
     def kill(self) -> None:
         """SIGKILL keeper and daemon together, as a lost node does, and return when both are gone."""
-        pids = self.processes()
-        for pid in pids:  # all are stopped first, so that none sees another's end
-            _signal(pid, signal.SIGSTOP)
-        for pid in pids:
-            _signal(pid, signal.SIGKILL)
-        for pid in pids:
-            wait_gone(pid)
+        kill_processes(self.state)
         assert self.processes() == []
 
     def kill_daemon(self) -> None:

@@ -5,10 +5,12 @@ import os
 import pathlib
 import sys
 import threading
+import time
 
 from fusefs import launch, registry
-from fusefs.fuse_abi import OUT_HEADER
-from fusefs.lost_requests import CAPACITY, LostRequests
+from fusefs.fuse_abi import OUT_HEADER, REQUEST_HEAD, WRITE
+from fusefs.lost_requests import CAPACITY, LostRequests, map_slots
+from fusefs.request_slots import Slots
 from fusefs.settings import KeeperSettings
 from tests.mounted_pool import COMMAND_S, MountedPool, wait_gone
 
@@ -41,7 +43,7 @@ class Writer(threading.Thread):
     """Writes and flushes one block after the other, whatever comes of it."""
 
     def __init__(self, path: pathlib.Path, number: int) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.path, self.number = path, number
         self.stopping, self.written, self.errors = False, 0, list[int]()
 
@@ -66,10 +68,12 @@ def test_requests_in_flight_fail_and_all_later_ones_work(unmounted: MountedPool)
     try:
         for _ in range(KILLS):
             before = [writer.written for writer in writers]
+            deadline = time.monotonic() + COMMAND_S
             while any(writer.written == count for writer, count in zip(writers, before, strict=True)):
                 wait_gone(
                     unmounted.daemon_pid() + (1 << 30)
                 )  # each has written something since the last kill
+                assert time.monotonic() < deadline, "somebody waits for an answer that never comes"
             unmounted.kill_daemon()
     finally:
         for writer in writers:
@@ -99,3 +103,20 @@ def test_each_request_noted_is_failed_once() -> None:
     assert failed == {(16, -errno.EIO, unique) for unique in range(6, 2 * CAPACITY + 6, 2)}
     os.close(kernel_fd)
     os.close(init_fd)
+
+
+def test_a_request_read_and_not_yet_noted_is_failed_too() -> None:
+    init_fd = os.memfd_create("init")
+    slots = Slots(map_slots(init_fd))
+    for waiting, unique in ((0, 2), (1, 4)):
+        with open(os.memfd_create("request"), "w+b") as kernel:
+            kernel.write(REQUEST_HEAD.pack(WRITE, unique, 0, 0, 4096, 0, 0))
+            kernel.seek(0)
+            assert os.readv(kernel.fileno(), slots.vectors[waiting]) == REQUEST_HEAD.size
+    kernel_fd, daemon_fd = os.pipe()
+    assert LostRequests(init_fd).fail_all(daemon_fd) == 2
+    assert LostRequests(init_fd).fail_all(daemon_fd) == 0
+    failures = [OUT_HEADER.unpack(os.read(kernel_fd, 16)) for _ in range(2)]
+    assert sorted(failures) == [(16, -errno.EIO, 2), (16, -errno.EIO, 4)]
+    for descriptor in (kernel_fd, daemon_fd, init_fd):
+        os.close(descriptor)
