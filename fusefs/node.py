@@ -55,7 +55,7 @@ from metadata.index import Index
 from metadata.namespace_plans import Attributes, plan_setattr
 from replication import checking
 from replication import scrub as scrubbing
-from replication.collection_schedule import CollectionSchedule
+from replication.collection_schedule import CollectionSchedule, LoopUse
 from replication.collector import Collector
 from replication.comparing import compare
 from replication.journal import Journal
@@ -262,7 +262,7 @@ async def _serve(
             nursery.start_soon(notifications.run)
             if not settings.read_only:
                 nursery.start_soon(trash.run)
-                nursery.start_soon(CollectionSchedule(Collector(vdisks), vdisks).run)
+                nursery.start_soon(CollectionSchedule(Collector(vdisks), vdisks, LoopUse().is_busy).run)
             nursery.start_soon(pyfuse3.main, *PYFUSE_TASKS)
             is_successor = await channel.resume()
             vdisks.knows_all_handles = not is_successor

@@ -166,6 +166,21 @@ class Space:
     """Kept versions that somebody reads."""
 
 
+BURST_BYTES = 1 << 30
+"""So much garbage may wait for guests to pause, if the pool has eight times as much free."""
+
+
+def pressure(space: Space, *, free_bytes: int) -> float:
+    """Garbage that cannot wait for guests to pause, as a part of what lives; 0.0: all of it can.
+
+    Args:
+        space: as it is.
+        free_bytes: of the pool.
+    """
+    waiting = space.occupied_bytes - space.live_bytes - min(BURST_BYTES, free_bytes // 8)
+    return max(0.0, waiting / max(space.live_bytes, 1))
+
+
 def is_due(now: Space, last: Space | None, *, filling: bool) -> bool:
     """Whether a vdisk is worth collecting.
 

@@ -43,6 +43,9 @@ PENDING_BYTES_MAX = 1 << 30
 
 LIGHT_COMMITS_MAX = 64
 
+HOLD_S = 1.0
+"""A write that needs more room waits so long for a collection, each time: garbage grows faster than it is collected."""
+
 
 async def flush(head: Head) -> None:
     """Returns when every change acknowledged before the call is durable, and the index has it, if it takes it.
@@ -351,6 +354,9 @@ async def ready_to_append(head: Head, block_count: int, *, for_data: bool = True
             await flush(head)
         if head.running and not head.log.broken and head.log.fits(block_count):
             return
+        if for_data and head.room_awaits is not None:
+            with trio.move_on_after(HOLD_S):
+                await head.room_awaits.wait()
         async with head.room_lock:
             await start_running(head)
             if head.log.broken and head.log.pending.files:
@@ -363,6 +369,8 @@ async def ready_to_append(head: Head, block_count: int, *, for_data: bool = True
 
 async def grow_ahead(head: Head) -> None:
     """Makes the room that a stream of writes will need next, so that none of them waits for it."""
+    if head.room_awaits is not None:
+        return
     async with head.room_lock:
         if head.running and head.log.wants_room_ahead():
             with suppress(NoSpace, Unavailable):  # the write that does not fit will tell

@@ -91,6 +91,8 @@ class Head(Reader):
         """Held while a checkpoint is written."""
         self.layout_lock = trio.Lock()
         """Held by whoever moves or deletes blocks, and by who compares index, log and pool."""
+        self.room_awaits: trio.Event | None = None
+        """Set when a collection has ended that writes which need more room wait for, a while."""
         self.own_blocks = 0
         self.mtime_ns = 0
         self.change_no = 0

@@ -31,8 +31,8 @@ def small_vdisks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "SEAL_BYTES_MIN", 64 << 10)
 
 
-def scheduled(vdisks: Vdisks) -> CollectionSchedule:
-    return CollectionSchedule(Collector(vdisks), vdisks)
+def scheduled(vdisks: Vdisks, *, busy: bool = False) -> CollectionSchedule:
+    return CollectionSchedule(Collector(vdisks), vdisks, lambda: busy)
 
 
 def occupied(rig: Rig, vdisk: int) -> int:
@@ -141,7 +141,7 @@ def test_a_vdisk_that_cannot_be_collected_does_not_end_the_schedule(rig: Rig) ->
         async with rig.node() as vdisks:
             schedule, tended = scheduled(vdisks), []
 
-            async def fail(vdisk: int, *, filling: bool) -> None:
+            async def fail(vdisk: int, look: object) -> None:
                 tended.append(vdisk)
                 raise Unavailable("its groups cannot be listed")
 
@@ -164,5 +164,54 @@ def test_a_paced_piece_is_followed_by_its_rest(rig: Rig) -> None:
             worked = trio.current_time()
             await slow.rest()
             assert trio.current_time() - worked > worked - before
+
+    run(main)
+
+
+def test_garbage_waits_for_busy_guests_until_it_is_more_than_a_burst_may_leave(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "BURST_BYTES", 4 * MIB)
+
+    async def main() -> None:
+        async with rig.node() as vdisks:
+            head, busy = await create(vdisks, 20, MIB), scheduled(vdisks, busy=True)
+            for _ in range(4):
+                await write(head, 0, blocks(*range(BLOCKS)))
+            await flush(head)
+            before = rig.group_files(20)
+            await busy.tick()
+            assert rig.group_files(20) == before
+            while occupied(rig, 20) < 1.5 * BLOCKS * B + 4 * MIB:
+                await write(head, 0, blocks(*range(BLOCKS)))
+            await flush(head)
+            await busy.tick()
+            assert occupied(rig, 20) < BLOCKS * B + 4 * MIB
+
+    run(main)
+
+
+def test_writes_wait_for_a_collection_that_cannot_keep_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "BURST_BYTES", 0)
+
+    async def main() -> None:
+        async with rig.node() as vdisks:
+            head, schedule = await create(vdisks, 20, MIB), scheduled(vdisks, busy=True)
+            vdisks.handles[1] = head  # somebody has it open
+            await write(head, 0, blocks(*range(BLOCKS)))
+            waited = []
+
+            async def overwrite() -> None:
+                while not waited:
+                    if head.room_awaits is not None:
+                        waited.append(head.room_awaits)
+                    await write(head, 0, blocks(*range(BLOCKS)))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(overwrite)
+                while not waited:
+                    await schedule.tick()
+            assert waited[0].is_set()
+            assert head.room_awaits is None
 
     run(main)
