@@ -9,25 +9,25 @@ the same to its successor, and it remembers which failures its fsync has told of
 """
 
 import errno
-import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
 import trio
 
-from metadata.catalog import OWNER_PREFIX, VDISK_PREFIX, Change, decode_value, id_in_key, owner_key, vdisk_key
+from metadata.catalog import OWNER_PREFIX, VDISK_PREFIX, decode_value, id_in_key
 from metadata.descent import Descent, read_descent
 from metadata.errors import IndexDamaged, InvalidRequest, NotFound, VdiskfsError
-from metadata.ids import PARENT, VdiskId
+from metadata.ids import VdiskId
 from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
 from replication.checkpoint import checkpoint_if_due
 from replication.commit import flush, note_journal_need, note_sync
+from replication.deletion import Deletion
 from replication.family import Family
 from replication.handles import HANDLE_SHIFT, Handles, file_of
 from replication.head import DIRTY_ROWS_MAX, Head
@@ -40,8 +40,6 @@ from replication.ownership import (
     read_facts,
     read_resting,
     rest,
-    set_nameless,
-    update_record,
 )
 from replication.replay import replay
 from replication.view import View
@@ -104,6 +102,7 @@ class Vdisks:
         self.family = Family()
         """The snapshot tree."""
         self.loading = Loading(workspace, self.family, self.heads)
+        self.deletion = Deletion(workspace, self.family, end_head=self.end_head, note_gone=self.note_gone)
         self._files = Handles()
         self.handles, self.heads_by_handle = self._files.by_number, self._files.served
         self.on_content_changed: Callable[[VdiskId], None] = _ignore
@@ -139,7 +138,7 @@ class Vdisks:
             except VdiskfsError as exc:
                 log.error("unflushed writes are lost, the vdisk cannot be read: %s vdisk=%d", exc, vdisk)
         note_journal_need(self.workspace)
-        await self._forget_unneeded()
+        await self.deletion.forget_unneeded()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -429,7 +428,7 @@ class Vdisks:
                     log.warning("housekeeping: %s vdisk=%d", exc, head.vdisk)
             note_journal_need(self.workspace)
             try:
-                await self._forget_unneeded()
+                await self.deletion.forget_unneeded()
             except VdiskfsError as exc:
                 log.warning("housekeeping: %s", exc)
 
@@ -514,41 +513,14 @@ class Vdisks:
 
     async def forget(self, vdisk: VdiskId) -> None:
         """The vdisk has no name and no handle: its data goes, and its snapshots, unless others still read it."""
-        await self.release_unread(await self._forget(vdisk))
+        await self.deletion.forget(vdisk)
 
-    async def _forget(self, vdisk: int) -> int:
-        """Returns the vdisk that may be kept for nobody now; 0: none."""
-        family, catalog = self.family, self.workspace.catalog
-        async with family.lock:
-            if family.children(vdisk) or family.pin_count(vdisk):
-                keys = [snapshot.key for snapshot in family.snapshots(vdisk)]
-                descent = await set_nameless(catalog, vdisk, snapshots=keys)
-                family.drop_snapshots(vdisk)
-                family.set_descent(vdisk, descent)
-                return vdisk
-            doomed = family.doomed_with(vdisk)
-            survivor, _ = family.descent(doomed[-1]).parent or (0, 0)
-            await self._remove(doomed)
-        for each in doomed:
-            await self.workspace.wait_for(functools.partial(self._drop, each))
-        return survivor
+    async def release_unread(self, vdisk: int) -> None:
+        """Versions of this vdisk may have lost their last reader: what was kept for them alone goes."""
+        await self.deletion.release_unread(vdisk)
 
-    async def _remove(self, doomed: Sequence[int]) -> None:
-        """Takes vdisks out of the catalog and out of memory, in one transaction."""
-        deletes: list[bytes] = []
-        for vdisk in doomed:
-            await self._end_head(vdisk)
-            deletes += [vdisk_key(vdisk), owner_key(vdisk)]
-            deletes += [snapshot.key for snapshot in self.family.snapshots(vdisk)]
-        await self.workspace.catalog.transact(Change(deletes=tuple(deletes)))
-        for vdisk in doomed:
-            self.family.forget(vdisk)
-            self.loading.forget(vdisk)
-            self._resting.pop(vdisk, None)
-            self._claimed.discard(vdisk)
-            self.workspace.pool.forget_open(vdisk)
-
-    async def _end_head(self, vdisk: int) -> None:
+    async def end_head(self, vdisk: int) -> None:
+        """The vdisk is going: its head, if it is loaded, serves and commits no more."""
         head = self.heads.pop(vdisk, None)
         if head is None:
             return
@@ -557,32 +529,10 @@ class Vdisks:
             await head.commit_done.wait()
         head.rows.clear()
 
-    async def release_unread(self, vdisk: int) -> None:
-        """Versions of this vdisk may have lost their last reader: what was kept for them alone goes."""
-        while vdisk:
-            if self.family.descent(vdisk).nameless and not self.family.is_needed(vdisk):
-                vdisk = await self._forget(vdisk)
-            elif self.family.has_unread_parent(vdisk):
-                vdisk = await self._leave_parent(vdisk)
-            else:
-                return
-
-    async def _leave_parent(self, vdisk: int) -> int:
-        """Takes a parent away that nothing reads; returns it."""
-        async with self.family.lock:
-            parent = self.family.descent(vdisk).parent
-            if parent is None or not self.family.has_unread_parent(vdisk):
-                return 0
-            # Rows may say PARENT and mean a hole: by ``absent`` it is known as one that must get no other parent.
-            gone: dict[str, object] = {"parent": None, "absent": PARENT, "flattened": [], "parent_overlap": 0}
-            self.family.set_descent(vdisk, await update_record(self.workspace.catalog, vdisk, gone))
-            return parent[0]
-
-    async def _forget_unneeded(self) -> None:
-        """Deleted vdisks, and parents of flattened ones, that were kept for others and are needed no more go."""
-        for vdisk in list(self.family.kept_for_others()):
-            await self.release_unread(vdisk)
-
-    def _drop(self, vdisk: int) -> None:
-        self.workspace.index.forget(vdisk)
-        self.workspace.pool.remove_vdisk(vdisk)
+    def note_gone(self, vdisk: int) -> None:
+        """The catalog knows the vdisk no more."""
+        self.family.forget(vdisk)
+        self.loading.forget(vdisk)
+        self._resting.pop(vdisk, None)
+        self._claimed.discard(vdisk)
+        self.workspace.pool.forget_open(vdisk)
