@@ -1,0 +1,178 @@
+"""What clients saw of vdisks on several nodes, and whether it is a history that the promises allow.
+
+Every write bears a value of its own, so a read says which write it saw. Times are points of one clock that all
+operations share; an operation is somewhere between its begin and its end. A write that failed, or whose node died
+meanwhile, has no end: it may take effect at any time, or never.
+
+Linearizability of one block is decided by zones (Gibbons and Korach, "Testing Shared Memories", 1997): the
+operations on one value must fit into one stretch of time apart from those on another.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+NEVER = math.inf
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """One block written by one client, and committed: it is durable from its end on."""
+
+    block: int
+    value: int
+    begin: float
+    end: float = NEVER
+
+
+@dataclass(slots=True, eq=False)
+class Read:
+    """One block read through one handle; value 0: nobody's."""
+
+    block: int
+    value: int
+    begin: float
+    end: float
+
+
+@dataclass(slots=True, eq=False)
+class Opening:
+    """A frozen view: one open file of a peer, and what was read through it."""
+
+    node: str
+    begin: float
+    end: float
+    reads: list[Read] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class History:
+    """Of one vdisk."""
+
+    writes: list[Write] = field(default_factory=list)
+    shared_reads: list[Read] = field(default_factory=list)
+    """By handles that read the head: at the owner, or forwarded."""
+    openings: list[Opening] = field(default_factory=list)
+
+    def violations(self) -> list[str]:
+        """What no promise allows, in words; empty if all is well."""
+        values = {write.value: write for write in self.writes}
+        found = _unwritten(values, self._reads())
+        if found:
+            return found
+        blocks = sorted({write.block for write in self.writes})
+        for block in blocks:
+            found += self._not_linearizable(block)
+        for opening in self.openings:
+            found += _thawed(opening)
+            found += self._stale(opening, values)
+        return found + self._backwards(values)
+
+    def _reads(self) -> Iterable[Read]:
+        yield from self.shared_reads
+        for opening in self.openings:
+            yield from opening.reads
+
+    def _not_linearizable(self, block: int) -> list[str]:
+        reads = [read for read in self.shared_reads if read.block == block]
+        writes = [write for write in self.writes if write.block == block]
+        return [
+            f"block {block}: reads and writes of values {one} and {other} cannot be put in an order"
+            for one, other in conflicts(writes, reads)
+        ]
+
+    def _stale(self, opening: Opening, values: dict[int, Write]) -> list[str]:
+        """Promise 2: an opening sees what was durable and published before it began."""
+        found = []
+        for read in opening.reads:
+            newer = self._surely_newer(read, values, before=opening.begin)
+            if newer is not None:
+                found.append(
+                    f"block {read.block}: an opening at {opening.begin:.4f} on {opening.node} saw {read.value}, "
+                    f"but {newer.value} had been committed at {newer.end:.4f}"
+                )
+            seen = values.get(read.value)
+            if seen is not None and seen.begin > opening.end:
+                found.append(
+                    f"block {read.block}: a frozen view saw {read.value}, written after it was opened"
+                )
+        return found
+
+    def _surely_newer(self, read: Read, values: dict[int, Write], *, before: float) -> Write | None:
+        """A write committed before ``before`` that came after what the read saw, whatever the order."""
+        seen = values.get(read.value)
+        for write in self.writes:
+            if write.block == read.block and write.end < before and (seen is None or seen.end < write.begin):
+                return write
+        return None
+
+    def _backwards(self, values: dict[int, Write]) -> list[str]:
+        """I9: a later opening of a node does not see what is older than what an earlier one saw."""
+        found = []
+        newest: dict[tuple[str, int], tuple[float, Read]] = {}
+        for opening in sorted(self.openings, key=lambda opening: opening.end):
+            for read in opening.reads:
+                before = newest.get((opening.node, read.block))
+                if before is not None and before[0] < opening.begin:
+                    earlier, now = values.get(before[1].value), values.get(read.value)
+                    if earlier is not None and (now is None or now.end < earlier.begin):
+                        found.append(
+                            f"block {read.block}: {opening.node} saw {before[1].value}, and opening again {read.value}"
+                        )
+                newest[opening.node, read.block] = (opening.end, read)
+        return found
+
+
+def _unwritten(values: dict[int, Write], reads: Iterable[Read]) -> list[str]:
+    found = []
+    for read in reads:
+        if read.value:
+            write = values.get(read.value)
+            if write is None or write.block != read.block:
+                found.append(f"block {read.block}: {read.value} was read, which nobody wrote there")
+            elif read.end < write.begin:
+                found.append(f"block {read.block}: {read.value} was read before it was written")
+    return found
+
+
+def _thawed(opening: Opening) -> list[str]:
+    """Promise 3: a view never changes."""
+    seen: dict[int, int] = {}
+    return [
+        f"block {read.block}: a frozen view showed {seen[read.block]}, then {read.value}"
+        for read in opening.reads
+        if seen.setdefault(read.block, read.value) != read.value
+    ]
+
+
+def conflicts(writes: Sequence[Write], reads: Sequence[Read]) -> list[tuple[int, int]]:
+    """Pairs of values that no order of one block's operations explains.
+
+    Args:
+        writes: of one block, each with a value of its own; the block begins as 0.
+        reads: of that block, each of a value in ``writes``, or 0.
+    """
+    begins: dict[int, float] = defaultdict(lambda: -NEVER)
+    ends: dict[int, float] = defaultdict(lambda: NEVER)
+    ends[0], begins[0] = -NEVER, -NEVER
+    seen = {read.value for read in reads}
+    for operation in (*writes, *reads):
+        value = operation.value
+        if isinstance(operation, Write) and operation.end == NEVER and value not in seen:
+            continue  # it may never have happened
+        begins[value] = max(begins[value], operation.begin)
+        ends[value] = min(ends[value], operation.end)
+    values = set(begins) | set(ends)
+    forward = sorted((ends[value], begins[value], value) for value in values if ends[value] < begins[value])
+    backward = [(begins[value], ends[value], value) for value in values if ends[value] >= begins[value]]
+    found = []
+    reached, holder = -NEVER, -1
+    for begin, end, value in forward:
+        if begin < reached:
+            found.append((holder, value))
+        if end > reached:
+            reached, holder = end, value
+    for begin, end, value in backward:
+        found += [(other, value) for low, high, other in forward if low < begin and end < high]
+    return found
