@@ -51,7 +51,6 @@ async def roll_back(vdisks: Vdisks, snapshot: Snapshot, *, name_now: "NameNow") 
                 break
         else:
             raise Unavailable(f"the vdisk found no quiet moment vdisk={vdisk}")
-        vdisks.on_content_changed(vdisk)
         try:
             await flush(head)
         except VdiskfsError as exc:  # the record says so all the same, and the next commit again

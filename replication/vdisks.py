@@ -72,10 +72,6 @@ def _finish_rollback(head: Head, descent: Descent) -> None:
         head.change_no += 1
 
 
-def _ignore(_: VdiskId) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class VdiskStat:
     """What `ls -l` shows. ``mtime_ns`` 0: never written."""
@@ -105,8 +101,6 @@ class Vdisks:
         self.deletion = Deletion(workspace, self.family, end_head=self.end_head, note_gone=self.note_gone)
         self._files = Handles()
         self.handles, self.heads_by_handle = self._files.by_number, self._files.served
-        self.on_content_changed: Callable[[VdiskId], None] = _ignore
-        """Called when a vdisk's content changes in another way than by writing: a rollback."""
         self.flattening: set[int] = set()
         """Vdisks into which their parents' blocks are being copied."""
         self.knows_all_handles = True
