@@ -259,6 +259,8 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             nursery.start_soon(vdisks.run)
+            if vdisks.company is not None:
+                nursery.start_soon(vdisks.company.run)
             nursery.start_soon(notifications.run)
             if not settings.read_only:
                 nursery.start_soon(trash.run)

@@ -27,6 +27,7 @@ from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
 from replication.checkpoint import checkpoint_if_due
 from replication.commit import flush, note_journal_need, note_sync
+from replication.company import Company, Holdings
 from replication.deletion import Deletion
 from replication.family import Family
 from replication.handles import HANDLE_SHIFT, Handles, file_of
@@ -114,6 +115,17 @@ class Vdisks:
         self._users: Counter[int] = Counter()
         """Requests that use a head without a handle: it is not dropped meanwhile."""
         self._journaled: dict[int, list[JournalEntry]] = {}
+        self.company = self._join_company()
+        """What there is to do with other nodes; None where there are none for good."""
+
+    def _join_company(self) -> Company | None:
+        space, family, loading = self.workspace, self.family, self.loading
+        if space.links is None or space.membership is None:
+            return None
+        holdings = Holdings(
+            space, family, loading, self.heads, self._files, head=self.head, put_to_rest=self.put_to_rest
+        )
+        return Company(holdings, space.links, space.membership)
 
     async def __aenter__(self) -> Self:
         rows, _ = await self.workspace.catalog.read(VDISK_PREFIX)

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 from metadata.catalog import Catalog
 from metadata.index import Index
 from replication.caches import FifoCache
+from replication.cluster import Links, Membership
 from replication.disk_threads import DiskThreads
 from replication.journal import Journal
 from replication.moves import Moves
@@ -48,6 +49,9 @@ class Workspace:
     journal: Journal
     catalog: Catalog
     node: str
+    links: Links | None = None
+    membership: Membership | None = None
+    """The way to the other nodes, and who they are; both, or none where this node is alone for good."""
     row_cache: FifoCache = field(default_factory=lambda: FifoCache(ROWS_MAX))
     segment_cache: FifoCache = field(default_factory=lambda: FifoCache(SEGMENTS_MAX))
     heads: Mapping[int, Loaded] = field(default_factory=dict)

@@ -1,0 +1,47 @@
+"""What the vdisks of one node have to do with those of the others: one object that holds all of it.
+
+A node without others, as many tests build it, has none, and then nothing here costs or waits for anything.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from metadata.ids import VdiskId
+from replication.cluster import Links, Membership
+from replication.family import Family
+from replication.handles import Handles
+from replication.head import Head
+from replication.loading import Loading
+from replication.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a node has itself, as its dealings with the others need it; owned by ``Vdisks``."""
+
+    workspace: Workspace
+    family: Family
+    loading: Loading
+    heads: dict[int, Head]
+    files: Handles
+    head: Callable[[VdiskId], Awaitable[Head]]
+    """Loads a head that this node may have."""
+    put_to_rest: Callable[[Head], Awaitable[None]]
+
+
+class Company:
+    """One to a daemon that has links and a session; owned by ``Vdisks``. ``run`` is its task."""
+
+    def __init__(self, holdings: Holdings, links: Links, membership: Membership) -> None:
+        self.holdings, self.links, self.membership = holdings, links, membership
+        self.node = membership.node
+
+    def has_others(self) -> bool:
+        """Whether any other node has a session, as far as this node knows."""
+        return len(self.membership.members()) > 1
+
+    async def run(self) -> None:
+        """Does what nobody waits for, until it is cancelled."""
+        await trio.sleep_forever()
