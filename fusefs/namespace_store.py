@@ -11,15 +11,18 @@ on top of those before it. Between the planning and the transaction's end the mi
 
 A transaction can conflict only with another node's (or with this node's owner records, which touch no row of
 the namespace); then the mirror catches up and everything is planned again, errors included.
+
+**Other nodes.** Their changes come with the watch, a moment after they were made. Who must not miss one asks
+``catch_up`` first: a name that is not there, a listing. While no other node is live it costs nothing.
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import trio
 
@@ -31,6 +34,7 @@ from metadata.catalog import (
     Change,
     Compacted,
     Event,
+    Row,
     merge_changes,
 )
 from metadata.errors import Conflict, Corrupt, NotFound, Unavailable, VdiskfsError
@@ -53,6 +57,17 @@ STORE_TIMES_S = 5.0
 
 Plan = Callable[[Namespace], Change]
 
+
+class CatalogListener(Protocol):
+    """Told what happens in the catalog, all kinds of rows. Called in one stretch with the mirror's change, just before it."""
+
+    def note_events(self, events: Sequence[Event], *, is_own: bool) -> None:
+        """These happened, in order of revision; ``is_own``: by this store's commit, surely. Nothing is left out or repeated."""
+
+    def note_reload(self, rows: Sequence[Row], revision: int) -> None:
+        """These are all rows now; what happened in between is unknown."""
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -72,9 +87,11 @@ class NamespaceStore:
     cancelled fail. Leaving, after ``run`` has ended, stores the times that are still to be stored.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, *, has_company: Callable[[], bool] = lambda: False) -> None:
+        """``has_company``: whether other nodes are live."""
         self.namespace = Namespace()
-        self._catalog = catalog
+        self._catalog, self._has_company = catalog, has_company
+        self._listeners: list[CatalogListener] = []
         self._send, self._receive = trio.open_memory_channel[_Request](PENDING_MAX)
         self._moved_on = trio.Event()
         self._is_followed = False
@@ -132,6 +149,22 @@ class NamespaceStore:
         await request.done.wait()
         if request.error is not None:
             raise request.error
+
+    def listen(self, listener: CatalogListener) -> None:
+        """From now on ``listener`` is told."""
+        self._listeners.append(listener)
+
+    async def catch_up(self) -> None:
+        """The mirror shows at least what the catalog held when this was called; at once while no other node is live.
+
+        Raises:
+            Unavailable: the catalog does not say.
+        """
+        if self._has_company():
+            _, revision = await self._catalog.read(NEXT_ID_KEY)
+            await self._wait_for(revision)
+            if self.namespace.revision < revision:
+                raise Unavailable("cannot follow the catalog: other nodes' names are unknown")
 
     async def new_inode(self) -> int:
         """An id that nobody has had before."""
@@ -232,7 +265,7 @@ class NamespaceStore:
         """Let the mirror show what has been carried out at ``revision``."""
         if revision == self.namespace.revision + 1:
             events = [Event(key, value, revision) for key, value in change.puts]
-            self._apply(events + [Event(key, None, revision) for key in change.deletes])
+            self._apply(events + [Event(key, None, revision) for key in change.deletes], is_own=True)
         else:
             await self._wait_for(revision)
 
@@ -254,9 +287,11 @@ class NamespaceStore:
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_S_MAX)
 
-    def _apply(self, events: list[Event]) -> None:
+    def _apply(self, events: list[Event], *, is_own: bool = False) -> None:
         new = [event for event in events if event.revision > self.namespace.revision]
         if new:
+            for listener in self._listeners:
+                listener.note_events(new, is_own=is_own)
             self.namespace.apply(new, new[-1].revision)
         self._moved_on.set()
         self._moved_on = trio.Event()
@@ -285,6 +320,8 @@ class NamespaceStore:
     async def _reload(self) -> None:
         rows, revision = await self._catalog.read(b"")
         if revision >= self.namespace.revision:
+            for listener in self._listeners:
+                listener.note_reload(rows, revision)
             self.namespace.reload(rows, revision)
         self._apply([])
 

@@ -35,6 +35,7 @@ from fusefs.difference_verbs import DifferenceVerbs
 from fusefs.finishing import finish_when_asked, make_way
 from fusefs.handover import Stage, report_error, report_progress, report_ready, report_stage
 from fusefs.inspection import Inspection
+from fusefs.invalidation import Invalidation
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
 from fusefs.notifier import notifier
@@ -234,6 +235,8 @@ async def _serve(
         await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
 
     notifications = Notifications(settings.fuse_fd, notifier_end)
+    invalidation = Invalidation(store.namespace, notifications)
+    store.listen(invalidation)
     requests = DataRequests(vdisks, clear_suid=clear_suid, notifications=notifications)
     channel = _channel(settings, vdisks, requests, operations=operations)
     node = Node(settings, workspace, vdisks, channel=channel)
@@ -262,6 +265,7 @@ async def _serve(
             if vdisks.company is not None:
                 nursery.start_soon(vdisks.company.run)
             nursery.start_soon(notifications.run)
+            nursery.start_soon(invalidation.run)
             if not settings.read_only:
                 nursery.start_soon(trash.run)
                 nursery.start_soon(CollectionSchedule(Collector(vdisks), vdisks, LoopUse().is_busy).run)

@@ -240,7 +240,14 @@ class SqliteCatalog:
 
     async def read(self, prefix: bytes) -> tuple[list[Row], int]:
         async with self._reader_lock:
-            return await self._in_thread(lambda: self._read(prefix))
+            rows, revision = await self._in_thread(lambda: self._read(prefix))
+        if (
+            revision > self._history.revision
+        ):  # another process's doing: who watches need not wait for the next look
+            async with self._lock:
+                if revision > self._history.revision:
+                    await self._publish_news()
+        return rows, revision
 
     async def transact(self, change: Change, *, lease: int = 0) -> int:
         async with self._lock:

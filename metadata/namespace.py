@@ -289,7 +289,18 @@ class Namespace:
         """The vdisks in the trash, by id."""
         return dict(self._trash)
 
+    def names(self) -> Iterator[tuple[int, bytes, int]]:
+        """Every directory's entries: the directory, the name, the inode. For use without awaits."""
+        for parent, directory in self._directories.items():
+            for name, child in directory.children.items():
+                yield parent, name, child
+
     # Revisions, for compares.
+
+    def inode_revision(self, inode: int) -> int:
+        """The revision of an inode's row; 0: there is none."""
+        found = self._inodes.get(inode)
+        return found.revision if found else 0
 
     def name_revision(self, parent: int, name: bytes) -> int:
         """The revision of a name's row; 0: there is none."""

@@ -22,8 +22,10 @@ class Kernel:
     known: set[int] = field(default_factory=set)
     forgotten: list[tuple[int, bytes]] = field(default_factory=list)
     written_back: list[int] = field(default_factory=list)
+    looked_at: list[int] = field(default_factory=list)
 
     def knows_inode(self, inode: int) -> bool:
+        self.looked_at.append(inode)
         return inode in self.known
 
     async def write_back(self, inode: int, offset: int) -> None:

@@ -1,0 +1,110 @@
+"""Tells the kernel what other nodes have changed: names it may believe in, attributes it may hold.
+
+The kernel keeps an entry for minutes, since this node's own changes pass through it. What another node changes comes
+with the catalog's events; for each name that stands for something else now the kernel drops its entry, for each inode
+whose row has changed its attributes. Names it does not know cost a refusal.
+
+Dropping an entry waits for the directory's lock, which a request of ours in that directory may hold: so it is done
+by a task, in the order of arrival, and nobody waits for it.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from metadata.catalog import (
+    INODE_PREFIX,
+    NAME_PREFIX,
+    SNAP_PREFIX,
+    SYNTHETIC_IDS_FROM,
+    Event,
+    Row,
+    decode_value,
+    id_in_key,
+    name_key,
+)
+from metadata.namespace import Namespace
+
+_NAME_AT = len(name_key(0, b""))
+_SNAP_NAME_AT = len(SNAP_PREFIX) + 16 + 1
+AT_ONCE = 16
+"""Entries the kernel is told of together: one that waits for a directory's lock does not hold up the others."""
+
+
+class ToldKernel(Protocol):
+    """What is asked (``fusefs.notifications``, and a double in the tests)."""
+
+    def knows_inode(self, inode: int) -> bool: ...
+    async def forget_entry(self, parent: int, name: bytes) -> None: ...
+
+
+class Invalidation:
+    """One to a mount; ``run`` is its task. Listens to the store from its construction on."""
+
+    def __init__(self, namespace: Namespace, kernel: ToldKernel) -> None:
+        self._namespace, self._kernel = namespace, kernel
+        self._entries: dict[tuple[int, bytes], None] = {}
+        self._inodes: dict[int, None] = {}
+        """In order of arrival. No more than there are names and inodes: each waits once."""
+        self._arrived = trio.Event()
+
+    def note_events(self, events: Sequence[Event], *, is_own: bool) -> None:
+        """As ``CatalogListener``."""
+        if is_own:
+            return
+        for event in events:
+            if event.key.startswith(NAME_PREFIX):
+                self._note_name(event)
+            elif event.key.startswith(INODE_PREFIX):
+                self._inodes[id_in_key(event.key, INODE_PREFIX)] = None
+            elif event.key.startswith(SNAP_PREFIX) and event.value is None:
+                folder = SYNTHETIC_IDS_FROM | id_in_key(event.key, SNAP_PREFIX)
+                self._entries[folder, event.key[_SNAP_NAME_AT:]] = None
+        self._arrived.set()
+
+    def note_reload(self, rows: Sequence[Row], revision: int) -> None:
+        """As ``CatalogListener``: whatever stands for something else than before."""
+        names = {row.key: row.value for row in rows if row.key.startswith(NAME_PREFIX)}
+        for parent, name, child in self._namespace.names():
+            value = names.get(name_key(parent, name))
+            if value is None or decode_value(b"", value) != child:
+                self._entries[parent, name] = None
+        for row in rows:
+            if row.key.startswith(INODE_PREFIX):
+                inode = id_in_key(row.key, INODE_PREFIX)
+                if row.revision != self._namespace.inode_revision(inode):
+                    self._inodes[inode] = None
+        self._arrived.set()
+
+    def _note_name(self, event: Event) -> None:
+        """The mirror shows what was there before; for a name that was not, the kernel has no entry."""
+        parent, name = id_in_key(event.key, NAME_PREFIX), event.key[_NAME_AT:]
+        before = self._namespace.find(parent, name)
+        if before is not None and (event.value is None or decode_value(event.key, event.value) != before):
+            self._entries[parent, name] = None
+
+    async def run(self) -> None:
+        """Tells the kernel, until cancelled."""
+        limit = trio.Semaphore(AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._arrived.wait()
+                self._arrived = trio.Event()
+                inodes, self._inodes = self._inodes, {}
+                for inode in inodes:
+                    self._kernel.knows_inode(inode)
+                while self._entries:
+                    await limit.acquire()
+                    if not self._entries:
+                        limit.release()
+                        break
+                    entry = next(iter(self._entries))
+                    del self._entries[entry]
+                    nursery.start_soon(self._forget, entry, limit)
+
+    async def _forget(self, entry: tuple[int, bytes], limit: trio.Semaphore) -> None:
+        try:
+            await self._kernel.forget_entry(*entry)
+        finally:
+            limit.release()
