@@ -14,6 +14,8 @@ from replication.family import Family
 from replication.handles import Handles
 from replication.head import Head
 from replication.loading import Loading
+from replication.mirror import Mirror
+from replication.ownership import Resting
 from replication.workspace import Workspace
 
 
@@ -29,6 +31,12 @@ class Holdings:
     head: Callable[[VdiskId], Awaitable[Head]]
     """Loads a head that this node may have."""
     put_to_rest: Callable[[Head], Awaitable[None]]
+    resting: dict[int, Resting]
+    """Summaries of vdisks that nobody writes."""
+    claimed: set[int]
+    """Vdisks that have been written."""
+    note_gone: Callable[[int], None]
+    """A vdisk is deleted."""
 
 
 class Company:
@@ -37,6 +45,13 @@ class Company:
     def __init__(self, holdings: Holdings, links: Links, membership: Membership) -> None:
         self.holdings, self.links, self.membership = holdings, links, membership
         self.node = membership.node
+        self.mirror = Mirror(
+            self.node,
+            holdings.family,
+            resting=holdings.resting,
+            claimed=holdings.claimed,
+            note_gone=holdings.note_gone,
+        )
 
     def has_others(self) -> bool:
         """Whether any other node has a session, as far as this node knows."""

@@ -46,6 +46,10 @@ class Family:
         """Where a vdisk's content comes from besides its own rows."""
         return self._descents.get(vdisk, _NOTHING)
 
+    def known(self) -> set[int]:
+        """Vdisks of which there is anything to say."""
+        return {*self._descents, *self._snapshots}
+
     def set_descent(self, vdisk: int, descent: Descent) -> None:
         """The catalog says so now."""
         self._leave_parent(vdisk)

@@ -10,7 +10,7 @@ So a vdisk with a ``resting`` summary is exactly as its summary says, and one wi
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from metadata.catalog import Catalog, Change, decode_value, encode_value, owner_key, vdisk_key
+from metadata.catalog import Catalog, Change, Row, decode_value, encode_value, owner_key, vdisk_key
 from metadata.descent import Descent, read_descent
 from metadata.errors import Conflict, Corrupt, NotFound
 from metadata.ids import HOLE, Epoch
@@ -46,6 +46,27 @@ class Floor:
 
 NO_FLOOR = Floor()
 """Nothing has been collected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The node that may commit to a vdisk."""
+
+    node: str
+    epoch: int
+
+
+def read_owner(row: Row) -> Owner:
+    """What an ``owner/`` row says.
+
+    Raises:
+        Corrupt: it is none.
+    """
+    value = decode_value(row.key, row.value)
+    try:
+        return Owner(str(value["node"]), int(value["epoch"]))  # type: ignore[index]
+    except (TypeError, KeyError, ValueError) as exc:
+        raise Corrupt(f"a damaged owner in the catalog key={row.key!r}") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,14 +123,25 @@ class Vdisks:
         if space.links is None or space.membership is None:
             return None
         holdings = Holdings(
-            space, family, loading, self.heads, self._files, head=self.head, put_to_rest=self.put_to_rest
+            space,
+            family,
+            loading,
+            self.heads,
+            self._files,
+            head=self.head,
+            put_to_rest=self.put_to_rest,
+            resting=self._resting,
+            claimed=self._claimed,
+            note_gone=self.note_gone,
         )
         return Company(holdings, space.links, space.membership)
 
     async def __aenter__(self) -> Self:
         rows, _ = await self.workspace.catalog.read(VDISK_PREFIX)
         owners, _ = await self.workspace.catalog.read(OWNER_PREFIX)
-        self._claimed = {id_in_key(row.key, OWNER_PREFIX) for row in owners}
+        self._claimed |= {id_in_key(row.key, OWNER_PREFIX) for row in owners}
+        if self.company is not None:
+            self.company.mirror.load_owners(owners)
         for row in rows:
             resting = read_resting(decode_value(row.key, row.value))
             if resting is not None:
@@ -208,6 +219,10 @@ class Vdisks:
             view.rollbacks = self.family.descent(vdisk).rollbacks
             self._views[snapshot_id] = view
         return self._views[snapshot_id]
+
+    def is_mine(self, vdisk: int) -> bool:
+        """Whether this node may have the vdisk's head: it owns it, or nobody ever wrote it, as far as it knows."""
+        return self.company is None or self.company.mirror.is_mine(vdisk)
 
     def has_buffered_writer(self, vdisk: VdiskId) -> bool:
         """Whether the kernel may hold data of this vdisk that no request has brought yet."""

@@ -1,5 +1,6 @@
 """What all vdisks of a node share: the pool, the index, the journal, the catalog, the caches."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -23,6 +24,11 @@ COMMITS_MAX = 4
 """Commits that wait for the pool at once; a commit never queues behind reads."""
 
 T = TypeVar("T")
+
+
+def boot_time_s() -> float:
+    """Seconds since the machine was started, those asleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Loaded(Protocol):
@@ -52,6 +58,8 @@ class Workspace:
     links: Links | None = None
     membership: Membership | None = None
     """The way to the other nodes, and who they are; both, or none where this node is alone for good."""
+    clock_s: Callable[[], float] = boot_time_s
+    """What leases and subscriptions are measured by: it goes on while the machine sleeps, and never jumps."""
     row_cache: FifoCache = field(default_factory=lambda: FifoCache(ROWS_MAX))
     segment_cache: FifoCache = field(default_factory=lambda: FifoCache(SEGMENTS_MAX))
     heads: Mapping[int, Loaded] = field(default_factory=dict)

@@ -59,6 +59,11 @@ class Rig:
         self.index_path = self.state_path / "index"
         self._memory_catalog = MemoryCatalog()
         self.node_name = "here"
+        self.dying = False
+        """The node that runs now is killed when its time is over."""
+        self._make()
+
+    def _make(self) -> None:
         pool_directory.format_pool(self.pool_path).close()
         self.state_path.mkdir()
 
@@ -91,6 +96,7 @@ class Rig:
             row_cache=FifoCache(self.rows_max),
             segment_cache=FifoCache(self.segments_max),
         )
+        self._join(workspace)
         vdisks = Vdisks(workspace)
         killed = kill
         try:
@@ -100,13 +106,17 @@ class Rig:
             except BaseException:
                 killed = True  # the test has failed: no more work on what it left behind
                 raise
-            if not kill:
+            killed = kill or self.dying
+            if not killed:
                 await vdisks.__aexit__(None, None, None)
         finally:
             workspace.close_threads()
             self._close(workspace, killed)
             if self.sqlite:
                 await catalog.aclose()
+
+    def _join(self, workspace: Workspace) -> None:
+        """For a rig whose node is not alone."""
 
     def _close(self, workspace: Workspace, killed: bool) -> None:
         if killed:
