@@ -154,17 +154,21 @@ class NamespaceStore:
         """From now on ``listener`` is told."""
         self._listeners.append(listener)
 
-    async def catch_up(self) -> None:
+    async def catch_up(self) -> bool:
         """The mirror shows at least what the catalog held when this was called; at once while no other node is live.
+
+        Returns whether it may show something new.
 
         Raises:
             Unavailable: the catalog does not say.
         """
-        if self._has_company():
-            _, revision = await self._catalog.read(NEXT_ID_KEY)
-            await self._wait_for(revision)
-            if self.namespace.revision < revision:
-                raise Unavailable("cannot follow the catalog: other nodes' names are unknown")
+        if not self._has_company():
+            return False
+        _, revision = await self._catalog.read(NEXT_ID_KEY)
+        await self._wait_for(revision)
+        if self.namespace.revision < revision:
+            raise Unavailable("cannot follow the catalog: other nodes' names are unknown")
+        return True
 
     async def new_inode(self) -> int:
         """An id that nobody has had before."""

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ from fusefs.node_verbs import Node, all_verbs
 from fusefs.notifications import Notifications
 from fusefs.notifier import notifier
 from fusefs.operations import Operations
+from fusefs.orphans import Orphans
 from fusefs.readiness import check_all, check_pool, check_state
 from fusefs.resolution import PathResolver
 from fusefs.settings import NO_FD, NodeSettings
@@ -114,7 +116,7 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         journal = Journal(os.path.join(settings.state, "journal"), pool.salt)
         stack.callback(journal.close)
         workspace = Workspace(pool, index, journal, catalog, settings.node)
-        store = await stack.enter_async_context(NamespaceStore(catalog))
+        store = await stack.enter_async_context(NamespaceStore(catalog, has_company=workspace.has_others))
         times.note("names")
         vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
         times.note("journal and logs")
@@ -134,16 +136,14 @@ async def _serve(
 ) -> bool:
     """Returns whether a successor is to go on; else the mount is gone."""
     tree = SnapshotTree(store.namespace, vdisks.family)
-    operations = Operations(store, vdisks, node=settings.node, tree=tree)
-
-    async def clear_suid(vdisk: VdiskId) -> None:
-        wanted, now_ns = Attributes(drop_privileges=True), time.time_ns()
-        await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
-
     notifications = Notifications(settings.fuse_fd, notifier_end)
+    orphans = Orphans(
+        store, vdisks, node=settings.node, company=vdisks.company, is_known=notifications.knows_inode
+    )
+    operations = Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans)
     invalidation = Invalidation(store.namespace, notifications)
     store.listen(invalidation)
-    requests = DataRequests(vdisks, clear_suid=clear_suid, notifications=notifications)
+    requests = DataRequests(vdisks, clear_suid=_clear_suid(store), notifications=notifications)
     channel = _channel(settings, vdisks, requests, operations=operations)
     node = Node(settings, workspace, vdisks, channel=channel)
     trash = Trash(
@@ -152,7 +152,7 @@ async def _serve(
         vdisks.family,
         paths=PathResolver(store.namespace, mountpoint=settings.mountpoint),
         notifications=notifications,
-        drop=operations.drop,
+        drop=orphans.drop,
         keep_s=await read_keep_s(workspace.catalog),
         node=settings.node,
         clock_ns=time.time_ns,
@@ -167,6 +167,7 @@ async def _serve(
             nursery.start_soon(vdisks.run)
             if vdisks.company is not None:
                 nursery.start_soon(vdisks.company.run)
+                nursery.start_soon(orphans.run)
             nursery.start_soon(notifications.run)
             nursery.start_soon(invalidation.run)
             if not settings.read_only:
@@ -179,20 +180,28 @@ async def _serve(
             await nursery.start(control.run)
             if is_successor:
                 channel.ask_for_unanswered()
-                await operations.drop_orphans(kernel_knows=notifications.knows_inode)
+                await orphans.drop_all(kernel_knows=notifications.knows_inode)
             else:
-                await operations.drop_orphans()
+                await orphans.drop_all()
             report_ready(settings.ready_fd)
             times.note("channel")
             log.info("serving %s after the start", times.describe())
             nursery.start_soon(finish_when_asked, settings.ready_fd, vdisks, channel)
             finished = await channel.serve()
             if not finished:
-                await operations.drop_orphans()
+                await orphans.drop_all()
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=False)
     return finished
+
+
+def _clear_suid(store: NamespaceStore) -> Callable[[VdiskId], Awaitable[None]]:
+    async def clear_suid(vdisk: VdiskId) -> None:
+        wanted, now_ns = Attributes(drop_privileges=True), time.time_ns()
+        await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
+
+    return clear_suid
 
 
 def _channel(

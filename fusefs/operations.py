@@ -10,9 +10,7 @@ and a vdisk's handle carries its id, so a successor understands what the kernel 
 channel puts a request's number into its ``pid``, with ``RESENT`` added the second time; then "already so" is
 success. Renames that exchange could be done twice, so each leaves its number in the catalog.
 
-**Nameless inodes.** An unlinked inode becomes an orphan, and goes for good when the kernel forgets it, which
-is after the last file is closed, and which a successor hears too. What nobody can have open any more, because
-the mount or the daemon that was told is gone, is dropped by ``drop_orphans``.
+**Other nodes.** A name that is not there, and a listing, are answered from a mirror that has caught up with the catalog.
 
 **Sizes.** With its write-back cache the kernel believes its own size of a file for as long as it knows the
 inode, so no entry may show a wrong size. A vdisk that cannot be read is shown as an inode of another
@@ -33,6 +31,7 @@ import pyfuse3
 from fusefs.entries import entry_of, entry_of_frozen, kernel_attributes
 from fusefs.fuse_abi import Attributes as KernelAttributes
 from fusefs.namespace_store import NamespaceStore, Plan
+from fusefs.orphans import Orphans
 from fusefs.snapshot_tree import SnapshotTree
 from metadata.catalog import Change, exchange_key
 from metadata.errors import Exists, InvalidRequest, NotFound, VdiskfsError
@@ -46,7 +45,6 @@ from metadata.namespace_plans import (
     Entry,
     check_name_length,
     plan_create,
-    plan_forget,
     plan_mkdir,
     plan_removexattr,
     plan_rename,
@@ -131,6 +129,7 @@ class Operations(pyfuse3.Operations):
         *,
         node: str,
         tree: SnapshotTree,
+        orphans: Orphans,
         clock_ns: Callable[[], int] = time.time_ns,
         readdir_reply: ReaddirReply = pyfuse3.readdir_reply,
     ) -> None:
@@ -140,17 +139,9 @@ class Operations(pyfuse3.Operations):
         self._vdisks = vdisks
         self._node = node
         self._tree = tree
+        self._orphans = orphans
         self._clock_ns = clock_ns
         self._readdir_reply = readdir_reply
-        self._dropping: set[int] = set()
-
-    async def drop_orphans(self, *, kernel_knows: Callable[[int], bool] = lambda inode: False) -> None:
-        """Drop this node's nameless inodes that nobody can have open: all of them before the kernel's first
-        request on a new mount and after its last one; those it does not know, after a daemon has died, which
-        may have been told to forget them and have taken the word with it."""
-        for inode in self._namespace.orphans(self._node):
-            if not kernel_knows(inode):
-                await self.drop(inode)
 
     # Names and attributes.
 
@@ -163,20 +154,20 @@ class Operations(pyfuse3.Operations):
             return await self._entry(parent_inode)
         if name == b"..":
             return await self._entry(self._parent(parent_inode))
-        found = self._tree.find(parent_inode, name)
-        return await self._entry(self._namespace.lookup(parent_inode, name) if found is None else found)
+        try:
+            found = self._find(parent_inode, name)
+        except NotFound:
+            if not await self._store.catch_up():
+                raise
+            found = self._find(parent_inode, name)
+        return await self._entry(found)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel knows these inodes no more. How often it looked them up is of no interest: it says so
-        once it has dropped an inode, and one without a name cannot be looked up again.
-
-        A late word about an inode that was dropped and looked up before may come while it is open.
-        """
+        once it has dropped an inode, and one without a name cannot be looked up again."""
         for inode, _ in inode_list:
             self._tree.forget(inode)
-            mine = self._namespace.orphan_node(inode) == self._node
-            if mine and not self._vdisks.has_handles(VdiskId(inode)):
-                await self.drop(inode)
+            await self._orphans.forgotten(inode)
 
     @_answering
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -369,6 +360,7 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        await self._store.catch_up()
         if self._tree.is_directory(inode):
             return inode
         if self._namespace.inode(inode).kind is not Kind.DIRECTORY:
@@ -454,6 +446,10 @@ class Operations(pyfuse3.Operations):
         self._tree.check_writable(parent)
         return Entry(parent, name)
 
+    def _find(self, parent: int, name: bytes) -> int:
+        found = self._tree.find(parent, name)
+        return self._namespace.lookup(parent, name) if found is None else found
+
     def _parent(self, inode: int) -> int:
         parent = self._tree.parent(inode)
         return self._namespace.parent(inode) if parent is None else parent
@@ -518,24 +514,6 @@ class Operations(pyfuse3.Operations):
             raise InvalidRequest(f"it is no vdisk inode={inode}", number=number)
         await self._vdisks.truncate(VdiskId(inode), size)
         return ctx.uid != 0 and bool(found.mode & (stat.S_ISUID | stat.S_ISGID))
-
-    async def drop(self, inode: int) -> None:
-        """Drop an orphan, its data first; what fails is tried again when the mount is made anew."""
-        if inode in self._dropping:
-            return
-        self._dropping.add(inode)
-        try:
-            if self._namespace.inode(inode).kind is Kind.FILE:
-                await self._vdisks.forget(VdiskId(inode))
-            await self._store.commit(lambda ns: plan_forget(ns, inode))
-        except NotFound:
-            pass
-        except VdiskfsError as exc:
-            _log.warning("a deleted vdisk's space is not free yet: %s inode=%d", exc, inode)
-        except Exception:  # pyfuse3 must not see any
-            _log.exception("unexpected error while a deleted inode was dropped inode=%d", inode)
-        finally:
-            self._dropping.discard(inode)
 
     async def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
         """An inode's attributes for a directory entry: there are some even when the vdisk cannot be read."""

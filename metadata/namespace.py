@@ -281,6 +281,13 @@ class Namespace:
         """The nameless inodes that a node had open."""
         return [inode for inode, (owner, _) in self._orphans.items() if owner == node]
 
+    def orphans_by_node(self) -> dict[str, list[int]]:
+        """All nameless inodes, by the node that has them open."""
+        found: dict[str, list[int]] = {}
+        for inode, (node, _) in self._orphans.items():
+            found.setdefault(node, []).append(inode)
+        return found
+
     def trashed(self, inode: int) -> Trashed | None:
         """Where a vdisk in the trash was; None for one that is not there."""
         return self._trash.get(inode)

@@ -392,6 +392,14 @@ def plan_forget(namespace: Namespace, inode: int) -> Change:
     return Change(compares=((orphan_key(inode), revision),), deletes=(inode_key(inode), orphan_key(inode)))
 
 
+def plan_hand_orphan(namespace: Namespace, inode: int, *, source: str, target: str) -> Change:
+    """Make an orphan of one node another's; nothing, if it is not that node's any more."""
+    if namespace.orphan_node(inode) != source:
+        return Change()
+    key = orphan_key(inode)
+    return Change(compares=((key, namespace.orphan_revision(inode)),), puts=((key, encode_value(target)),))
+
+
 def plan_trash(namespace: Namespace, entry: Entry, *, deed: Deed, until_ns: int) -> Change:
     """Take a vdisk's name away and keep the vdisk restorable.
 

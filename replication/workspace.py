@@ -69,6 +69,10 @@ class Workspace:
 
     commit_threads: DiskThreads = field(default_factory=lambda: DiskThreads(COMMITS_MAX, name="commit"))
 
+    def has_others(self) -> bool:
+        """Whether any other node has a session, as far as this node knows."""
+        return self.membership is not None and len(self.membership.members()) > 1
+
     async def wait_for(self, function: Callable[[], T]) -> T:
         """Runs what waits for a disk in a thread; a cancellation waits for its end."""
         return await self.threads.run(function)

@@ -14,6 +14,7 @@ import trio.testing
 
 from fusefs.namespace_store import NamespaceStore
 from fusefs.operations import RESENT, Operations
+from fusefs.orphans import Orphans
 from fusefs.snapshot_tree import SnapshotTree
 from metadata.catalog import ROOT_ID, Catalog
 from metadata.catalog_memory import MemoryCatalog
@@ -133,6 +134,7 @@ class Mount:
     """One daemon's handlers, with what they work on."""
 
     operations: Operations
+    orphans: Orphans
     store: NamespaceStore
     vdisks: VdisksInMemory
     catalog: Catalog
@@ -189,8 +191,11 @@ async def mounted(
         nursery.start_soon(store.run)
         vdisks.clock_ns = clock_ns
         tree = SnapshotTree(store.namespace, vdisks.family)
-        operations = Operations(store, vdisks, node="here", tree=tree, clock_ns=clock_ns, readdir_reply=reply)
-        yield Mount(operations, store, vdisks, catalog, now_ns, listed)
+        orphans = Orphans(store, vdisks, node="here")
+        operations = Operations(
+            store, vdisks, node="here", tree=tree, orphans=orphans, clock_ns=clock_ns, readdir_reply=reply
+        )
+        yield Mount(operations, orphans, store, vdisks, catalog, now_ns, listed)
         nursery.cancel_scope.cancel()
 
 

@@ -89,7 +89,7 @@ def test_what_could_not_be_dropped_is_dropped_with_the_next_mount(caplog: pytest
             assert mount.store.namespace.orphans("here") == [inode, folder]
         async with mounted(catalog) as mount:
             assert (await mount.operations.getattr(inode, mount.ctx)).st_nlink == 0
-            await mount.operations.drop_orphans()
+            await mount.orphans.drop_all()
             assert mount.vdisks.forgotten == [inode]
             assert mount.store.namespace.orphans("here") == []
             async with refused(errno.ENOENT):
@@ -105,7 +105,7 @@ def test_after_a_daemon_s_death_what_the_kernel_still_knows_is_kept() -> None:
         mount.vdisks.handles.clear()  # as a successor finds them
         for name in (b"open", b"forgotten"):
             await mount.operations.unlink(ROOT_ID, name, mount.ctx)
-        await mount.operations.drop_orphans(kernel_knows=lambda inode: inode == inodes[0])
+        await mount.orphans.drop_all(kernel_knows=lambda inode: inode == inodes[0])
         assert mount.vdisks.forgotten == inodes[1:]
         assert mount.store.namespace.orphans("here") == inodes[:1]
 
@@ -295,7 +295,7 @@ def test_another_node_s_orphans_are_not_ours_to_drop() -> None:
         while mount.store.namespace.orphan_node(inode) != "there":
             await trio.lowlevel.checkpoint()
         await mount.operations.forget([(inode, 1)])
-        await mount.operations.drop_orphans()
+        await mount.orphans.drop_all()
         assert mount.vdisks.forgotten == []
 
     on_a_mount(scenario)

@@ -54,7 +54,7 @@ def with_a_trash(scenario: Callable[[Bin], Awaitable[None]], *, keep_s: int = 10
             mount.vdisks.family,
             paths=PathResolver(mount.store.namespace, mountpoint="/mnt"),
             notifications=kernel,  # type: ignore[arg-type]
-            drop=mount.operations.drop,
+            drop=mount.orphans.drop,
             keep_s=keep_s,
             node="here",
             clock_ns=mount.vdisks.clock_ns,
