@@ -1,7 +1,8 @@
 """Flush: everything acknowledged becomes a durable version, in the order that promise 1 needs.
 
     _begin (loop)    take what is pending; encode the rows and checksums it changed
-    _write (thread)  record behind the data, fdatasync of every group concerned: **durable here**, answered here;
+    _write (thread)  record behind the data, fdatasync of every group concerned: **durable here**, answered here
+                     if the fence lets it pass (replication/fence.py; in doubt the loop asks it, and goes on here);
                      then rows, checksums and the applied version into the index, one batch
     _end (loop)      version; whoever waits for the next commit gets it
 
@@ -22,13 +23,13 @@ from typing import cast
 
 import trio
 
-from metadata.errors import NoSpace, Unavailable, VdiskfsError
-from metadata.ids import HOLE
+from metadata.errors import Fenced, NoSpace, NotOwner, Unavailable, VdiskfsError
+from metadata.ids import HOLE, Epoch
 from metadata.index import IndexBatch, VdiskState
 from metadata.rows import encode_row, uniform_row
 from replication.flight import Flight
 from replication.head import DIRTY_ROWS_MAX, SYNC_STREAK, Head
-from replication.ownership import claim
+from replication.ownership import claim, find_owner, take_over
 from replication.workspace import Loaded, Workspace
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def begin_nowait(head: Head, *, light: bool = False) -> bool:
     flight = head.flight
     if flight is not None and flight.finished:
         _end(head, flight)
-    if head.commit_done is not None or head.gone or not head.is_dirty:
+    if head.commit_done is not None or head.gone or head.closed is not None or not head.is_dirty:
         return False
     if not head.running or head.room_lock.locked() or not head.log.record_fits():
         return False
@@ -125,6 +126,10 @@ def _start(head: Head, flight: Flight) -> None:
     head.flight = flight
     if flight.commit is not None:
         head.workspace.pool.hold(flight.commit.files)
+    _submit(head, flight)
+
+
+def _submit(head: Head, flight: Flight) -> None:
     head.workspace.commit_threads.submit(
         functools.partial(_write, head, flight), lambda _, error: _end(head, flight)
     )
@@ -132,7 +137,7 @@ def _start(head: Head, flight: Flight) -> None:
 
 def _end(head: Head, flight: Flight) -> None:
     """On the event loop, called when the commit thread is done, or earlier by who wants to begin the next commit."""
-    if flight.ended:
+    if flight.ended or not flight.finished or _is_doubtful(head, flight):
         return
     flight.ended, head.flight = True, None
     if flight.commit is not None:
@@ -153,10 +158,41 @@ def _end(head: Head, flight: Flight) -> None:
     announce_end(head)
 
 
+def _is_doubtful(head: Head, flight: Flight) -> bool:
+    """Whether the fence has not spoken yet; asks it, once."""
+    fence = head.workspace.fence
+    if not flight.doubtful or fence is None:
+        return False
+    if not flight.judging:
+        flight.judging = True
+        fence.ask(head.vdisk, head.log.epoch, functools.partial(_judged, head, flight))
+    return True
+
+
+def _judged(head: Head, flight: Flight, error: VdiskfsError | None) -> None:
+    flight.doubtful = False
+    if error is None:
+        flight.finished = False
+        _submit(head, flight)
+        return
+    if isinstance(error, Fenced):
+        head.close(error)
+    flight.failure = error
+    _end(head, flight)
+
+
+def again(error: VdiskfsError) -> VdiskfsError:
+    """An error that several are told of, for one of them to raise."""
+    return type(error)(str(error), number=error.number)
+
+
 def _count_failure(head: Head, exc: VdiskfsError) -> None:
     head.error_no += 1
     head.last_error = exc
-    log.warning("a commit failed and will be tried again: %s vdisk=%d", exc, head.vdisk)
+    if head.closed is None:
+        log.warning("a commit failed and will be tried again: %s vdisk=%d", exc, head.vdisk)
+    else:
+        log.error("a commit does not count, and nothing will from now on: %s vdisk=%d", exc, head.vdisk)
 
 
 def announce_end(head: Head) -> None:
@@ -194,7 +230,7 @@ def can_begin_held(head: Head) -> bool:
     """Whether ``begin_held`` may be called now."""
     if not _needs_record(head):
         return True
-    return head.running and not head.room_lock.locked() and head.log.record_fits()
+    return head.closed is None and head.running and not head.room_lock.locked() and head.log.record_fits()
 
 
 def _needs_record(head: Head) -> bool:
@@ -282,8 +318,12 @@ def _batch(head: Head, lot: _IndexLot, state: VdiskState) -> IndexBatch:
 def _write(head: Head, flight: Flight) -> None:
     """Thread. What goes wrong is noted in the flight."""
     try:
-        if flight.commit is not None:
+        if flight.commit is not None and not flight.judging:
             flight.commit.write()
+            fence = head.workspace.fence
+            if fence is not None and not fence.is_certain():
+                flight.doubtful = flight.finished = True
+                return
         flight.note_durable()
         if flight.batch is not None:
             _apply(head, flight.batch, cut=flight.cut)
@@ -352,6 +392,8 @@ async def ready_to_append(head: Head, block_count: int, *, for_data: bool = True
         await relieve_journal(head.workspace, 2 * block_count + 2)
         if head.log.pending.data_bytes() > PENDING_BYTES_MAX:
             await flush(head)
+        if head.closed is not None:
+            raise again(head.closed)
         if head.running and not head.log.broken and head.log.fits(block_count):
             return
         if for_data and head.room_awaits is not None:
@@ -378,11 +420,29 @@ async def grow_ahead(head: Head) -> None:
 
 
 async def start_running(head: Head) -> None:
-    """Before the first change of anything: this node is the owner, and the catalog's summary void."""
+    """Before the first change of anything: this node is the owner, and the catalog's summary void.
+
+    Raises:
+        NotOwner: another node is.
+        Fenced: another node is, though this one was.
+    """
+    if head.closed is not None:
+        raise again(head.closed)
     if not head.running:
-        epoch = await claim(head.workspace.catalog, head.vdisk, node=head.workspace.node)
-        head.log.begin_epoch(epoch)
+        head.log.begin_epoch(await _claim(head))
         head.running = True
+
+
+async def _claim(head: Head) -> Epoch:
+    space = head.workspace
+    try:
+        return await claim(space.catalog, head.vdisk, node=space.node)
+    except NotOwner:
+        if space.fence is not None:
+            raise
+        owner = await find_owner(space.catalog, head.vdisk)  # of before: this node is alone with the pool
+        await take_over(space.catalog, head.vdisk, owner=owner, node=space.node)
+        return await claim(space.catalog, head.vdisk, node=space.node)
 
 
 async def _make_room(head: Head, block_count: int, *, for_data: bool = True) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import trio
 
+from metadata.errors import VdiskfsError
 from metadata.ids import VdiskId
 from replication.cluster import Links, Membership
 from replication.family import Family
+from replication.fence import Fence
 from replication.handles import Handles
 from replication.head import Head
 from replication.loading import Loading
@@ -45,6 +47,10 @@ class Company:
     def __init__(self, holdings: Holdings, links: Links, membership: Membership) -> None:
         self.holdings, self.links, self.membership = holdings, links, membership
         self.node = membership.node
+        space = holdings.workspace
+        space.fence = self.fence = Fence(
+            space.catalog, self.node, is_certain=membership.is_certain, note_deposed=self._note_deposed
+        )
         self.mirror = Mirror(
             self.node,
             holdings.family,
@@ -57,6 +63,10 @@ class Company:
         """Whether any other node has a session, as far as this node knows."""
         return len(self.membership.members()) > 1
 
+    def _note_deposed(self, vdisk: int, why: VdiskfsError) -> None:
+        pass
+
     async def run(self) -> None:
         """Does what nobody waits for, until it is cancelled."""
-        await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.fence.run)

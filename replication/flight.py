@@ -28,6 +28,10 @@ class Flight:
     """The head's last change that this commit holds."""
     cut: int | None = None
     durable: bool = False
+    """And within the fence."""
+    doubtful: bool = False
+    """It is on the disk, but perhaps another node owns the vdisk: the fence is asked before it counts."""
+    judging: bool = False
     finished: bool = False
     """The thread has done what it can."""
     ended: bool = False

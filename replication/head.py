@@ -31,6 +31,7 @@ from replication.ancestry import Ancestry
 from replication.flight import Flight
 from replication.groups import GroupSet, block_checksums
 from replication.log import OwnerLog
+from replication.ownership import Owner
 from replication.reader import ZERO_BLOCK, Reader, scratch
 from replication.workspace import Workspace
 
@@ -119,6 +120,8 @@ class Head(Reader):
         self.last_error: VdiskfsError | None = None
         self.gone = False
         """Deleted: there is nothing left to make durable."""
+        self.closed: VdiskfsError | None = None
+        """Why it takes no change any more: another node owns the vdisk. The log has no room then."""
         self.journal_forfeited = False
         """It could not be committed when the journal needed room: others' entries may overwrite its own."""
         self.error_no = 0
@@ -438,6 +441,16 @@ class Head(Reader):
             done.set()
             for waiter in waiters:
                 waiter()
+
+    @property
+    def owner(self) -> Owner:
+        """As the owner record says, once this head is running."""
+        return Owner(self.workspace.node, self.log.epoch)
+
+    def close(self, why: VdiskfsError) -> None:
+        """No change from now on; what is not committed will not be."""
+        self.closed, self.journal_forfeited = why, True
+        self.log.close_room()
 
     def touch(self) -> None:
         """It was modified now."""

@@ -59,7 +59,7 @@ async def settle(head: Head) -> Settled:
     groups = await space.wait_for(lambda: space.pool.groups(head.vdisk))
     compacted = [number_of(group) - COMPACTED_FROM + 1 for group in groups if is_compacted(group)]
     new = Floor(state.version, number, max(compacted + [floor.compacted]))
-    await set_floor(space.catalog, head.vdisk, new)
+    await set_floor(space.catalog, head.vdisk, new, owner=head.owner)
     return Settled(new, state.record_place >> 16)
 
 

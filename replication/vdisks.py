@@ -408,7 +408,7 @@ class Vdisks:
                     mtime_ns=head.mtime_ns,
                 )
                 head.running = False
-                await rest(self.workspace.catalog, vdisk, resting)
+                await rest(self.workspace.catalog, vdisk, resting, owner=head.owner)
                 self._resting[vdisk] = resting
                 self._claimed.add(vdisk)
         unused = not self.has_handles(VdiskId(vdisk)) and not self._users[vdisk]

@@ -10,6 +10,7 @@ from metadata.index import Index
 from replication.caches import FifoCache
 from replication.cluster import Links, Membership
 from replication.disk_threads import DiskThreads
+from replication.fence import Fence
 from replication.journal import Journal
 from replication.moves import Moves
 from replication.pool_directory import DirectoryPool
@@ -60,6 +61,8 @@ class Workspace:
     """The way to the other nodes, and who they are; both, or none where this node is alone for good."""
     clock_s: Callable[[], float] = boot_time_s
     """What leases and subscriptions are measured by: it goes on while the machine sleeps, and never jumps."""
+    fence: Fence | None = None
+    """Whether a commit counts; none where this node is alone for good."""
     row_cache: FifoCache = field(default_factory=lambda: FifoCache(ROWS_MAX))
     segment_cache: FifoCache = field(default_factory=lambda: FifoCache(SEGMENTS_MAX))
     heads: Mapping[int, Loaded] = field(default_factory=dict)

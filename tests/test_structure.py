@@ -250,8 +250,7 @@ def test_every_error_has_its_errno_and_a_place_that_raises_it() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Name | ast.Attribute)
     }
-    # Until there are peers nobody acts under an epoch that has ended.
-    assert set(ERRNOS) - used <= {"Fenced"}
+    assert set(ERRNOS) <= used
 
 
 def test_only_one_module_speaks_the_kernel_s_errors() -> None:

@@ -4,11 +4,33 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from metadata.catalog import Catalog, Change, decode_value, encode_value, owner_key, vdisk_key
+from metadata.catalog import (
+    Catalog,
+    Change,
+    decode_value,
+    encode_value,
+    owner_key,
+    session_key,
+    vdisk_key,
+)
 from metadata.catalog_memory import MemoryCatalog
 from metadata.descent import Descent
-from metadata.errors import Conflict, Corrupt, NotFound
-from replication.ownership import Resting, adopt, claim, read_facts, read_resting, rest, set_nameless
+from metadata.errors import Conflict, Corrupt, Fenced, NotFound, NotOwner
+from replication.ownership import (
+    Floor,
+    Owner,
+    Resting,
+    adopt,
+    claim,
+    find_owner,
+    hand_over,
+    read_facts,
+    read_resting,
+    rest,
+    set_floor,
+    set_nameless,
+    take_over,
+)
 from tests.replication.rig import run
 
 VDISK = 0x42
@@ -56,8 +78,60 @@ def test_the_rows_hold_these_values() -> None:
 def test_the_epoch_grows_when_the_owner_changes_and_only_then() -> None:
     async def main() -> None:
         catalog = await catalog_with_vdisk()
-        nodes = ("here", "here", "there", "there", "here")
-        assert [await claim(catalog, VDISK, node=node) for node in nodes] == [1, 1, 2, 2, 3]
+        assert [await claim(catalog, VDISK, node="here") for _ in range(2)] == [1, 1]
+        here = await find_owner(catalog, VDISK)
+        assert await hand_over(catalog, VDISK, owner=here, to="there") == 2
+        assert [await claim(catalog, VDISK, node="there") for _ in range(2)] == [2, 2]
+        there = await find_owner(catalog, VDISK)
+        assert await take_over(catalog, VDISK, owner=there, node="here") == 3
+        assert await claim(catalog, VDISK, node="here") == 3
+
+    run(main)
+
+
+def test_a_claim_takes_nothing_from_another_node() -> None:
+    async def main() -> None:
+        catalog = await catalog_with_vdisk()
+        await claim(catalog, VDISK, node="there")
+        with pytest.raises(NotOwner):
+            await claim(catalog, VDISK, node="here")
+        assert await find_owner(catalog, VDISK) == Owner("there", 1)
+
+    run(main)
+
+
+def test_only_a_node_without_a_session_is_taken_over_and_only_once() -> None:
+    async def main() -> None:
+        catalog = await catalog_with_vdisk()
+        await claim(catalog, VDISK, node="there")
+        owner, session = await find_owner(catalog, VDISK), session_key("there")
+        await catalog.transact(Change(puts=((session, b"x"),)))
+        with pytest.raises(NotOwner):
+            await take_over(catalog, VDISK, owner=owner, node="here")
+        await catalog.transact(Change(deletes=(session,)))
+        assert await take_over(catalog, VDISK, owner=owner, node="here") == 2
+        with pytest.raises(NotOwner):
+            await take_over(catalog, VDISK, owner=owner, node="third")
+        assert await find_owner(catalog, VDISK) == Owner("here", 2)
+
+    run(main)
+
+
+def test_a_deposed_owner_says_nothing_of_the_vdisk_any_more() -> None:
+    async def main() -> None:
+        catalog = await catalog_with_vdisk()
+        await claim(catalog, VDISK, node="there")
+        owner = await find_owner(catalog, VDISK)
+        await take_over(catalog, VDISK, owner=owner, node="here")
+        before = await catalog.read(b"")
+        for late in (
+            rest(catalog, VDISK, SUMMARY, owner=owner),
+            set_floor(catalog, VDISK, Floor(7, 1, 1), owner=owner),
+            hand_over(catalog, VDISK, owner=owner, to="third"),
+        ):
+            with pytest.raises(Fenced):
+                await late
+        assert await catalog.read(b"") == before
 
     run(main)
 
