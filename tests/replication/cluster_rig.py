@@ -22,7 +22,7 @@ from tests.replication.rig import Rig
 from tests.replication.switch import Switch
 
 
-class _NodeRig(Rig):
+class NodeRig(Rig):
     """One node's own state."""
 
     def __init__(self, cluster: "ClusterRig", name: str) -> None:
@@ -56,29 +56,37 @@ class ClusterRig:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder, self.catalog, self.switch = folder, MemoryCatalog(), Switch()
-        self.rigs: dict[str, _NodeRig] = {}
+        self.rigs: dict[str, NodeRig] = {}
         self._running: dict[str, _Running] = {}
-        self._nursery: trio.Nursery
+        self.nursery: trio.Nursery
         pool_directory.format_pool(str(folder / "pool")).close()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["ClusterRig"]:
         """Nodes can be started inside; those that run at the end are stopped."""
-        async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as self.nursery:
             try:
                 yield self
             except BaseException:
-                self._nursery.cancel_scope.cancel()
+                self.nursery.cancel_scope.cancel()
                 raise
             for name in list(self._running):
                 await self.stop(name)
 
     async def start(self, name: str) -> Vdisks:
         """A node comes, with what it kept from earlier lives; its tasks run."""
-        rig = self.rigs.get(name) or self.rigs.setdefault(name, _NodeRig(self, name))
+        rig = self.rigs.get(name) or self.rigs.setdefault(name, self._rig(name))
         rig.dying = False
-        vdisks: Vdisks = await self._nursery.start(self._live, rig)
+        vdisks: Vdisks = await self.nursery.start(self._live, rig)
         return vdisks
+
+    def is_running(self, name: str) -> bool:
+        """Whether a node has come and not gone."""
+        return name in self._running
+
+    def _rig(self, name: str) -> NodeRig:
+        """For a cluster of other nodes."""
+        return NodeRig(self, name)
 
     async def stop(self, name: str) -> None:
         """A node puts all to rest and goes; its session ends last."""
@@ -97,7 +105,7 @@ class ClusterRig:
         running.scope.cancel()
         await running.over.wait()
 
-    async def _live(self, rig: _NodeRig, *, task_status: trio.TaskStatus[Vdisks]) -> None:
+    async def _live(self, rig: NodeRig, *, task_status: trio.TaskStatus[Vdisks]) -> None:
         async with rig.node() as vdisks:
             with trio.CancelScope() as scope:
                 running = self._running[rig.node_name] = _Running(vdisks, scope)

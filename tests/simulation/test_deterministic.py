@@ -49,7 +49,7 @@ def test_work_of_a_node_that_died_is_not_done() -> None:
             threads = SimulatedThreads(nursery, lambda: 1.0)
             threads.submit(lambda: done.append(1), lambda result, error: None)
             await pass_time(0.5)
-            nursery.cancel_scope.cancel()
+            threads.die()
         return done
 
     assert run_seeded(scenario, 1) == []
