@@ -1,5 +1,6 @@
 """What the command line asks of collection: the daemon's side of gc."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,11 @@ from metadata.namespace import Kind, Namespace
 
 SHARE_BESIDE_GUESTS = 0.1
 """Of the time that the work takes while files are open; all of it otherwise."""
+
+
+def share_of_time(handles: Mapping[int, Any]) -> float:
+    """What collection may take beside these open files."""
+    return SHARE_BESIDE_GUESTS if handles else 1.0
 
 
 class AskedCollector(Protocol):
@@ -49,11 +55,9 @@ class CollectionVerb:
         """All vdisks, deleted ones that are still needed too, or those at and below ``path``."""
         inode, dry_run = self._paths.resolve(path_in(arguments)), flag_in(arguments, "dry_run")
         vdisks = None if inode == ROOT_ID else sorted(self._vdisks_below(inode))
-        sums = await self._collector.collect(progress, dry_run=dry_run, vdisks=vdisks, share=self._share)
+        share = functools.partial(share_of_time, self._handles)
+        sums = await self._collector.collect(progress, dry_run=dry_run, vdisks=vdisks, share=share)
         return {"path": self._paths.path_of(inode), "dry_run": dry_run, **sums}
-
-    def _share(self) -> float:
-        return SHARE_BESIDE_GUESTS if self._handles else 1.0
 
     def _vdisks_below(self, top: int) -> Iterator[int]:
         ahead = [top]

@@ -141,8 +141,7 @@ async def _serve(
         store, vdisks, node=settings.node, company=vdisks.company, is_known=notifications.knows_inode
     )
     operations = Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans)
-    invalidation = Invalidation(store.namespace, notifications)
-    store.listen(invalidation)
+    invalidation = _listen(store, vdisks, notifications)
     requests = DataRequests(vdisks, clear_suid=_clear_suid(store), notifications=notifications)
     channel = _channel(settings, vdisks, requests, operations=operations)
     node = Node(settings, workspace, vdisks, channel=channel)
@@ -157,7 +156,7 @@ async def _serve(
         node=settings.node,
         clock_ns=time.time_ns,
     )
-    verbs = all_verbs(node, store, trash, notifications)
+    verbs, jobs = all_verbs(node, store, trash, notifications)
     pyfuse3.init(
         operations, channel.libfuse_mountpoint(), set(pyfuse3.default_options) - {"default_permissions"}
     )
@@ -168,6 +167,8 @@ async def _serve(
             if vdisks.company is not None:
                 nursery.start_soon(vdisks.company.run)
                 nursery.start_soon(orphans.run)
+            if jobs is not None:
+                nursery.start_soon(jobs.run)
             nursery.start_soon(notifications.run)
             nursery.start_soon(invalidation.run)
             if not settings.read_only:
@@ -194,6 +195,15 @@ async def _serve(
     finally:
         pyfuse3.close(unmount=False)
     return finished
+
+
+def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications) -> Invalidation:
+    """What other nodes change reaches the kernel, and the mirror of their vdisks."""
+    invalidation = Invalidation(store.namespace, notifications)
+    store.listen(invalidation)
+    if vdisks.company is not None:
+        store.listen(vdisks.company.mirror)
+    return invalidation
 
 
 def _clear_suid(store: NamespaceStore) -> Callable[[VdiskId], Awaitable[None]]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from fusefs import adoption
 from fusefs.channel import Channel
-from fusefs.collection_verb import CollectionVerb
+from fusefs.collection_verb import AskedCollector, CollectionVerb, share_of_time
+from fusefs.company_verbs import CompanyVerbs
 from fusefs.control import Descriptors, Progress, Verb
 from fusefs.difference_verbs import DifferenceVerbs
-from fusefs.inspection import Inspection
+from fusefs.inspection import Inspection, Scan
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
 from fusefs.resolution import PathResolver
@@ -19,7 +20,9 @@ from fusefs.rollback_verbs import RollbackVerbs
 from fusefs.settings import NodeSettings
 from fusefs.snapshot_verbs import SnapshotVerbs
 from fusefs.trash import Trash
-from fusefs.tree_verb import TreeVerb
+from fusefs.tree_verb import TreeVerb, Usage
+from fusefs.verb_jobs import VerbJobs
+from fusefs.verbs_everywhere import CHECK, COLLECT, PICTURES, SCRUB, USAGE, VerbsEverywhere
 from metadata.errors import ReadOnly
 from metadata.ids import VdiskId
 from replication import checking
@@ -117,24 +120,34 @@ class _Inspected:
 
 def all_verbs(
     node: Node, store: NamespaceStore, trash: Trash, notifications: Notifications
-) -> dict[str, Verb]:
-    """Every verb, by name."""
+) -> tuple[dict[str, Verb], VerbJobs | None]:
+    """Every verb, by name; and what serves them to other nodes, if there are any."""
+    vdisks = node.vdisks
     paths = PathResolver(store.namespace, mountpoint=node.settings.mountpoint)
+    company = None if vdisks.company is None else CompanyVerbs(vdisks.company, vdisks, store, paths)
+    everywhere = None if company is None else company.everywhere
+    parts: dict[str, Verb] = {}
     verbs = {
-        **_verbs(node, store),
+        **_verbs(node, store, everywhere, parts),
         **trash.verbs(),
-        **_snapshot_verbs(node.vdisks, store, paths, notifications),
+        **_snapshot_verbs(vdisks, store, paths, notifications),
+        **_counting_verbs(vdisks, store, paths, everywhere, parts=parts),
+        **_difference_verbs(vdisks, paths, notifications, everywhere, parts=parts),
     }
     if node.settings.read_only:
         verbs |= dict.fromkeys(CHANGING_VERBS, _refuse)
-    return verbs
+    if company is None:
+        return verbs, None
+    return company.forwarding.wrapped(verbs), company.jobs(verbs, parts)
 
 
 async def _refuse(_arguments: dict[str, Any], _progress: Progress) -> object:
     raise ReadOnly("the mount is read-only: mount it without '-o ro' to change anything")
 
 
-def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:
+def _verbs(
+    node: Node, store: NamespaceStore, everywhere: VerbsEverywhere | None, parts: dict[str, Verb]
+) -> dict[str, Verb]:
     vdisks = node.vdisks
 
     async def scrub(ids: Any, progress: Progress) -> list[dict[str, Any]]:
@@ -143,8 +156,16 @@ def _verbs(node: Node, store: NamespaceStore) -> dict[str, Verb]:
     async def check(ids: Any, progress: Progress) -> list[dict[str, Any]]:
         return await checking.check(vdisks, ids, progress)
 
+    scans: dict[str, Scan] = {CHECK: check, SCRUB: scrub}
+    if everywhere is not None:
+        parts |= {name: everywhere.scan_here(scan) for name, scan in scans.items()}
+        scans = {name: everywhere.scan(name, scan) for name, scan in scans.items()}
     inspection = Inspection(
-        store.namespace, _Inspected(vdisks), mountpoint=node.settings.mountpoint, check=check, scrub=scrub
+        store.namespace,
+        _Inspected(vdisks),
+        mountpoint=node.settings.mountpoint,
+        check=scans[CHECK],
+        scrub=scans[SCRUB],
     )
     own = {"status": node.status, "drop_caches": node.drop_caches, "flush_index": node.flush_index}
     own[adoption.VERB] = node.take_over
@@ -165,14 +186,47 @@ def _snapshot_verbs(
             notifications=notifications,
             clock_ns=time.time_ns,
         ).verbs()
-    usage = functools.partial(count_usage, vdisks)
+    return verbs
+
+
+def _counting_verbs(
+    vdisks: Vdisks,
+    store: NamespaceStore,
+    paths: PathResolver,
+    everywhere: VerbsEverywhere | None,
+    *,
+    parts: dict[str, Verb],
+) -> dict[str, Verb]:
+    usage: Usage = functools.partial(count_usage, vdisks)
+    collector: AskedCollector = Collector(vdisks)
+    if everywhere is not None:
+        share = functools.partial(share_of_time, vdisks.handles)
+        parts |= {
+            USAGE: everywhere.usage_here(usage),
+            COLLECT: everywhere.collect_here(collector, share),
+        }
+        usage, collector = everywhere.usage(usage), everywhere.collector(collector)
     tree = TreeVerb(store.namespace, vdisks, vdisks.family, paths=paths, usage=usage)
-    differences = DifferenceVerbs(
+    collection = CollectionVerb(store.namespace, paths, collector=collector, handles=vdisks.handles)
+    return {**tree.verbs(), **collection.verbs()}
+
+
+def _difference_verbs(
+    vdisks: Vdisks,
+    paths: PathResolver,
+    notifications: Notifications,
+    everywhere: VerbsEverywhere | None,
+    *,
+    parts: dict[str, Verb],
+) -> dict[str, Verb]:
+    verbs = DifferenceVerbs(
         vdisks,
         paths,
         compare=functools.partial(compare, vdisks),
         picture=functools.partial(picture, vdisks),
         write_back=notifications.write_back,
-    )
-    collection = CollectionVerb(store.namespace, paths, collector=Collector(vdisks), handles=vdisks.handles)
-    return {**verbs, **tree.verbs(), **differences.verbs(), **collection.verbs()}
+    ).verbs()
+    if everywhere is not None:
+        parts[PICTURES] = verbs["pictures"]
+        verbs["pictures"] = everywhere.pictures(verbs["pictures"])
+    return verbs
