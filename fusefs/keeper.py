@@ -246,6 +246,7 @@ class Keeper:
             init_fd=self._init_fd,
             ready_fd=NO_FD,
             read_only=self._options.read_only,
+            listen=self._settings.listen,
             lock_fd=self._lock_fd,
         )
 

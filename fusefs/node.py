@@ -25,6 +25,7 @@ from typing import NoReturn
 import pyfuse3
 import trio
 
+from fusefs.belonging import among_nodes
 from fusefs.channel import Channel
 from fusefs.control import ControlServer
 from fusefs.daemon_process import FINISH_SIGNAL
@@ -115,13 +116,16 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         times.note("index")
         journal = Journal(os.path.join(settings.state, "journal"), pool.salt)
         stack.callback(journal.close)
-        workspace = Workspace(pool, index, journal, catalog, settings.node)
+        links, session = await stack.enter_async_context(among_nodes(settings, catalog))
+        times.note("session")
+        workspace = Workspace(pool, index, journal, catalog, settings.node, links=links, membership=session)
         store = await stack.enter_async_context(NamespaceStore(catalog, has_company=workspace.has_others))
         times.note("names")
         vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
         times.note("journal and logs")
         if await _serve(settings, workspace, vdisks, store=store, times=times, notifier_end=notifier_end):
             await make_way(vdisks)
+        session.is_ending = True
         log.info("the mount is gone; putting vdisks to rest")
 
 

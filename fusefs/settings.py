@@ -12,6 +12,9 @@ from typing import Any, Self
 from metadata.errors import InvalidRequest
 
 NO_FD = -1
+LISTEN_DEFAULT = "127.0.0.1:0"
+"""The nodes of one machine find each other; no other machine gets in."""
+_EVERYWHERE = ("", "0.0.0.0", "::", "*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class NodeSettings(_Settings):
         ready_fd: pipe for the one line that says ready or why not (``fusefs.handover``).
         read_only: mounted with ``-o ro``.
         lock_fd: the state directory's lock, for a keeper that takes this daemon over.
+        listen: HOST:PORT where other nodes call this one; port 0: any.
         standby_fd: pipe on which a byte says that the daemon before has finished; its end, that there is no need.
     """
 
@@ -77,6 +81,7 @@ class NodeSettings(_Settings):
     init_fd: int
     ready_fd: int
     read_only: bool = False
+    listen: str = LISTEN_DEFAULT
     lock_fd: int = NO_FD
     standby_fd: int = NO_FD
 
@@ -91,6 +96,7 @@ class KeeperSettings(_Settings):
         daemon: the command to start; its settings are appended as one argument.
         ready_fd: pipe to the waiting ``vdiskfs mount``, or ``NO_FD`` in the foreground.
         take_over: it is mounted, and served by a daemon whose keeper has died.
+        listen: HOST:PORT where other nodes call this one; port 0: any.
         stop_s: how long after it was asked to end it breaks the connection.
     """
 
@@ -104,6 +110,7 @@ class KeeperSettings(_Settings):
     ready_fd: int = NO_FD
     take_over: bool = False
     stop_s: float = 60.0
+    listen: str = LISTEN_DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,3 +124,20 @@ class UpgradeSettings(_Settings):
 
     daemon: tuple[str, ...]
     pythonpath: str = ""
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST[:PORT]``, ``[HOST]:PORT`` for IPv6; port 0: any.
+
+    Raises:
+        InvalidRequest: it is something else, or an address that others cannot call.
+    """
+    host, port = text, "0"
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest[1:] if rest.startswith(":") else "x" if rest else "0"
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if host in _EVERYWHERE or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise InvalidRequest(f"listen on HOST or HOST:PORT, the address that other nodes call, not {text!r}")
+    return host, int(port)

@@ -15,7 +15,7 @@ Each transaction that writes gets the next *revision*, and each row carries that
     session/NODE                   the node's address, under its lease
     snap/ID/NAME                   a version of the vdisk ID that has a name (metadata/snapshots.py)
     trash/ID                       where a deleted vdisk was, and until when it stays (metadata/trash.py)
-    setting/NAME                   what the pool was told when it was made: trash_s
+    setting/NAME                   what the pool was told when it was made: trash_s; whose it is: cluster
 
 **Invariant** an inode has at most one ``name/`` row, since there are no hard links; one without any has an
 ``orphan/`` or a ``trash/`` row. Ids are never used again.

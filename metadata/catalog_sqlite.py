@@ -1,8 +1,9 @@
 """The embedded catalog: one SQLite file in the pool directory, for all nodes of one machine.
 
     row    key, value (NULL: deleted), revision, lease
-    lease  id, ttl_ns, ends_ns (wall clock)
-    meta   revision of the last transaction; compacted: deletions up to here may have been dropped
+    lease  id, ttl_ns, ends_ns (since the machine was started)
+    meta   revision of the last transaction; compacted: deletions up to here may have been dropped;
+           boot: of which start of the machine the leases are
 
 A deleted row stays as a tombstone for ``HISTORY_REVISIONS``, so "what has happened since revision N" is one
 range of an index on ``revision``. That is how a watch learns of other processes' transactions; its own
@@ -12,6 +13,10 @@ Durable: WAL with synchronous=FULL, one ``fsync`` a transaction. The calls block
 a time for each of two connections: whoever reads does not wait for a sync. **Invariant** events are published
 in order of revision: the lock is held from before the transaction until its events are published.
 
+Leases go by the time since the machine was started, which no setting of the clock moves and which goes on while it
+sleeps; all who use the file are on this machine. Whoever opens it first after another start ends all leases. Keeping
+one alive needs no sync, so a busy disk does not end a session: no power cut leaves a lease.
+
 A full disk must not keep anybody from deleting: some space is set aside (``catalog.reserve``), and given up
 for a transaction that deletes.
 """
@@ -19,13 +24,13 @@ for a transaction that deletes.
 import os
 import pathlib
 import sqlite3
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import trio
 
+from metadata.boot_clock import boot_number, boot_time_ns
 from metadata.catalog import Change, Compacted, Event, Row
 from metadata.catalog_history import RecentEvents
 from metadata.errors import (
@@ -116,7 +121,8 @@ def create_sqlite_catalog(path: pathlib.Path, *, first: Change = _NOTHING) -> No
 async def open_sqlite_catalog(
     path: pathlib.Path,
     *,
-    clock_ns: Callable[[], int] = time.time_ns,
+    clock_ns: Callable[[], int] = boot_time_ns,
+    boot: Callable[[], int] = boot_number,
     magic_of: Callable[[pathlib.Path], int] = filesystem_magic,
 ) -> "SqliteCatalog":
     """The catalog at ``path``, which exists.
@@ -136,6 +142,7 @@ async def open_sqlite_catalog(
             try:
                 _check_version(db, path)
                 _prepare(db)
+                _end_leases_of_other_boots(db, boot())
                 return db, _connect(path), _number(db, "revision")
             except BaseException:
                 db.close()
@@ -167,6 +174,24 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+
+
+def _end_leases_of_other_boots(db: sqlite3.Connection, boot: int) -> None:
+    if db.execute("SELECT 1 FROM meta WHERE name = 'boot' AND value = ?", (boot,)).fetchone():
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if not db.execute("SELECT 1 FROM meta WHERE name = 'boot' AND value = ?", (boot,)).fetchone():
+            db.execute("UPDATE lease SET ends_ns = -1")
+            db.execute(
+                "INSERT INTO meta VALUES ('boot', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (boot,),
+            )
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
 def _check_version(db: sqlite3.Connection, path: pathlib.Path) -> None:
@@ -291,12 +316,16 @@ class SqliteCatalog:
 
     async def keep_alive(self, lease: int) -> None:
         def keep() -> int:
-            with self._transaction():
-                now_ns = self._clock_ns()
-                return self._db.execute(
-                    "UPDATE lease SET ends_ns = ? + ttl_ns WHERE id = ? AND ends_ns > ?",
-                    (now_ns, lease, now_ns),
-                ).rowcount
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            try:
+                with self._transaction():
+                    now_ns = self._clock_ns()
+                    return self._db.execute(
+                        "UPDATE lease SET ends_ns = ? + ttl_ns WHERE id = ? AND ends_ns > ?",
+                        (now_ns, lease, now_ns),
+                    ).rowcount
+            finally:
+                self._db.execute("PRAGMA synchronous = FULL")
 
         async with self._lock:
             if await self._in_thread(keep) == 0:
@@ -304,7 +333,7 @@ class SqliteCatalog:
 
     async def revoke(self, lease: int) -> None:
         def end() -> tuple[int, list[Event] | None]:
-            self._db.execute("UPDATE lease SET ends_ns = 0 WHERE id = ?", (lease,))
+            self._db.execute("UPDATE lease SET ends_ns = -1 WHERE id = ?", (lease,))
             return self._transact(Change(), 0)  # which ends the leases that are over
 
         async with self._lock:

@@ -2,7 +2,8 @@
 
     POOL/vdiskfs.pool                                format, identity, salt (JSON)
     POOL/catalog.sqlite                              the embedded catalog (metadata/catalog_sqlite.py)
-    POOL/lock                                        held by the node that has the pool mounted
+    POOL/lock                                        held by all nodes together: earlier releases serve a pool alone
+    POOL/nodes/NODE.lock                             held by the node of this name
     POOL/vdisks/SH/VDISK/EPOCH-NUMBER.group          extent groups, append only
     POOL/vdisks/SH/VDISK/VERSION.checkpoint          the vdisk's index at a version: an SST file, and 16 bytes:
                                                      "VDFSCKP1", xxh3-64 of the SST file, seeded with its name
@@ -200,34 +201,44 @@ class DirectoryPool:
         self.path, self.pool_id, self.salt = path, pool_id, salt
         self._open: OrderedDict[GroupFile, None] = OrderedDict()
         """Those used longest ago first. A group may have several, one for each ``GroupSet``."""
-        self._lock_fd = -1
+        self._lock_fds: list[int] = []
 
     def lock(self, node: str) -> None:
-        """Claims the pool for this node until ``close``.
+        """Makes this process the one node of this name until ``close``.
 
         Raises:
-            NotOwner: another node has it mounted.
+            NotOwner: a node of an earlier release has the pool mounted, or another one of this name.
         """
-        path = os.path.join(self.path, "lock")
-        try:
-            self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            holder = os.pread(self._lock_fd, 256, 0).decode(errors="replace") or "another node"
-            raise NotOwner(f"the pool is mounted already: unmount it there first by={holder}") from exc
-        except OSError as exc:
-            raise pool_error(exc, f"locking {path}") from exc
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, node.encode(), 0)
+        names = os.path.join(self.path, "nodes")
+        with suppress(FileExistsError):
+            os.mkdir(names, mode=0o700)
+        for path, kind in (
+            (os.path.join(self.path, "lock"), fcntl.LOCK_SH),
+            (os.path.join(names, f"{node}.lock"), fcntl.LOCK_EX),
+        ):
+            try:
+                lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._lock_fds.append(lock_fd)
+                fcntl.flock(lock_fd, kind | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                if kind == fcntl.LOCK_EX:
+                    text = "another node of this name has the pool mounted: choose another with --node"
+                    raise NotOwner(f"{text} node={node}") from exc
+                holder = os.pread(lock_fd, 256, 0).decode(errors="replace")
+                raise NotOwner(
+                    f"an earlier release has the pool mounted: unmount it there by={holder}"
+                ) from exc
+            except OSError as exc:
+                raise pool_error(exc, f"locking {path}") from exc
 
     def close(self) -> None:
         """Closes every file and gives the claim back."""
         for file in self._open:
             file.close()
         self._open.clear()
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        for lock_fd in self._lock_fds:
+            os.close(lock_fd)
+        self._lock_fds.clear()
 
     def vdisk_path(self, vdisk: int) -> str:
         """The directory of a vdisk's groups."""

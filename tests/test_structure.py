@@ -31,6 +31,8 @@ PURE = {
     "metadata.trash",
     "metadata.units",
     "replication.caches",
+    "replication.cluster",
+    "replication.wire",
     "fusefs.fuse_abi",
     "fusefs.settings",
     "tools.durations",
@@ -40,12 +42,13 @@ PURE = {
 """Modules that only compute: no clock, no chance, no outside world, and no module of ours that has any."""
 
 IMPURE_IMPORTS = {
-    "asyncio", "ctypes", "fcntl", "io", "logging", "mmap", "os", "pathlib", "random", "select", "shutil",
-    "signal", "socket", "sqlite3", "subprocess", "tempfile", "threading", "time", "trio",
+    "asyncio", "ctypes", "fcntl", "io", "logging", "mmap", "os", "pathlib", "random", "secrets", "select", "shutil",
+    "signal", "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "trio",
     "pyfuse3", "rocksdict",
 }  # fmt: skip
 
 HOMES = {
+    "cryptography": {"replication.certificates"},
     "rocksdict": {"metadata.index"},
     "sqlite3": {"metadata.catalog_sqlite"},
     "pyfuse3": {"fusefs.entries", "fusefs.operations", "fusefs.node"},

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from fusefs.settings import LISTEN_DEFAULT
 from metadata.errors import InvalidRequest, VdiskfsError
 from metadata.units import NAME_BYTES_MAX, TRASH_S_DEFAULT
 from tools.difference_arguments import add_difference_verbs
@@ -48,6 +49,16 @@ def _node(text: str) -> str:
         return check_node(text)
     except InvalidRequest as problem:
         raise argparse.ArgumentTypeError(str(problem)) from problem
+
+
+def _listen(text: str) -> str:
+    from fusefs.settings import parse_listen
+
+    try:
+        parse_listen(text)
+    except InvalidRequest as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+    return text
 
 
 def _options(text: str) -> list[str]:
@@ -135,6 +146,13 @@ def _add_mount_verbs(verb: AddVerb) -> None:
     )
     added.add_argument(
         "--state", metavar="DIR", help="index and journal (default: /var/lib/vdiskfs/NODE, or the state home)"
+    )
+    added.add_argument(
+        "--listen",
+        type=_listen,
+        default=LISTEN_DEFAULT,
+        metavar="HOST[:PORT]",
+        help="where nodes of other machines call this one (default: this machine's nodes only)",
     )
     added.add_argument("--foreground", action="store_true", help="stay, and log to stderr")
     added.add_argument(

@@ -73,6 +73,7 @@ def _keeper_settings(arguments: argparse.Namespace) -> KeeperSettings:
         runtime=registry.runtime_folder(uid, os.environ),
         options=tuple(arguments.options),
         daemon=launch.daemon_command(),
+        listen=arguments.listen,
     )
 
 

@@ -2,7 +2,7 @@
 
     /srv/pool  /mnt/vdisks  vdiskfs  node=here,state=/var/lib/vdiskfs/here,nofail  0  0
 
-``node=`` and ``state=`` are those of ``vdiskfs mount``; words that are for others (``x-...``, ``user=...``) are left out.
+``node=``, ``state=`` and ``listen=`` are those of ``vdiskfs mount``; words for others (``x-...``, ``user=...``) are left out.
 """
 
 import sys
@@ -12,7 +12,7 @@ from tools import cli
 DONE, WRONG_USAGE, MOUNT_FAILED = 0, 1, 32
 """Of mount(8)."""
 _FOR_OTHERS = ("x-", "X-", "comment=", "user=", "uhelper=", "helper=")
-_OURS = ("node", "state")
+_OURS = ("node", "state", "listen")
 _FLAGS = "sfnvrw"
 
 

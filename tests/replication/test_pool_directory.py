@@ -1,5 +1,6 @@
 """The pool's files: what is a pool, group files and their descriptors, checkpoints that prove themselves."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -83,16 +84,27 @@ class TestFormat:
             with pytest.raises(Corrupt):
                 open_pool(pool.path)
 
-    def test_a_second_node_is_told_who_has_the_pool(self, pool: DirectoryPool) -> None:
+    def test_nodes_share_the_pool_and_no_two_have_one_name(self, pool: DirectoryPool) -> None:
         pool.lock("first")
         other = open_pool(pool.path)
-        with pytest.raises(NotOwner, match="by=first"):
-            other.lock("second")
+        with pytest.raises(NotOwner, match="choose another with --node node=first"):
+            other.lock("first")
         other.close()
+        second = open_pool(pool.path)
+        second.lock("second")
+        second.close()
         pool.close()
         third = open_pool(pool.path)
-        third.lock("third")
+        third.lock("first")
         third.close()
+
+    def test_an_earlier_release_that_serves_the_pool_alone_is_respected(self, pool: DirectoryPool) -> None:
+        with open(f"{pool.path}/lock", "w") as file:
+            file.write("before")
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(NotOwner, match=r"earlier release has the pool mounted.*by=before"):
+                pool.lock("now")
 
 
 class TestNames:
