@@ -211,6 +211,7 @@ def _make_authority(folder: str) -> None:
     """Makes an authority, if there is none. The key is there last: where it is, all is."""
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
+        sync_directory(os.path.dirname(folder))
     except OSError as exc:
         raise Unavailable(f"cannot make the authority's folder: {exc.strerror} folder={folder}") from exc
     with _alone(folder):
