@@ -61,6 +61,10 @@ class Member:
 class Membership(Protocol):
     """Who is there. ``is_certain`` may be called from any thread, the others on the event loop."""
 
+    on_lost: list[Callable[[], Awaitable[None]]]
+    """Awaited one after the other when the session had ended and a new one has begun, before that is certain: another
+    node may have taken over what this one believes it owns. None takes anything over meanwhile."""
+
     @property
     def node(self) -> str:
         """This node's name."""

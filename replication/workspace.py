@@ -1,10 +1,10 @@
 """What all vdisks of a node share: the pool, the index, the journal, the catalog, the caches."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from metadata.boot_clock import boot_time_s
 from metadata.catalog import Catalog
 from metadata.index import Index
 from replication.caches import FifoCache
@@ -25,11 +25,6 @@ COMMITS_MAX = 4
 """Commits that wait for the pool at once; a commit never queues behind reads."""
 
 T = TypeVar("T")
-
-
-def boot_time_s() -> float:
-    """Seconds since the machine was started, those asleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Loaded(Protocol):

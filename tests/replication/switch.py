@@ -1,7 +1,7 @@
 """Links and membership in memory, for several cores in one process; calls can be lost, delayed, cut off."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgpack
@@ -47,6 +47,7 @@ class SwitchLinks:
         self.node = node
         self._switch = switch
         self._handlers: dict[str, Handler] = {}
+        self.on_lost: list[Callable[[], Awaitable[None]]] = []
 
     def serve(self, verb: str, handler: Handler) -> None:
         assert verb not in self._handlers, f"served twice verb={verb}"
