@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Mapping, Sequence
 
+from fusefs.cluster_status import ClusterStatus, Loaded, Sources
 from fusefs.control import Verb
 from fusefs.namespace_store import NamespaceStore
 from fusefs.resolution import PathResolver
@@ -31,6 +32,31 @@ class CompanyVerbs:
     def jobs(self, verbs: Mapping[str, Verb], parts: Mapping[str, Verb]) -> VerbJobs:
         """Serves verbs, and this node's parts of those that all nodes do, to the others; once."""
         return VerbJobs(self._company.links, {**self.forwarding.served(verbs), **parts})
+
+    def status(self, paths: PathResolver) -> ClusterStatus:
+        """What tells of all nodes."""
+        company, vdisks = self._company, self._vdisks
+
+        def loaded() -> list[Loaded]:
+            return [
+                Loaded(
+                    head.vdisk,
+                    head.log.version,
+                    vdisks.handle_count(head.vdisk),
+                    head.log.pending.data_bytes(),
+                )
+                for head in vdisks.heads.values()
+            ]
+
+        sources = Sources(
+            owners=lambda: company.mirror.owners,
+            loaded=loaded,
+            peers=dict,
+            followed=dict,
+            counters=dict,
+            path_of=paths.path_of,
+        )
+        return ClusterStatus(company.links, company.membership, sources)
 
     def is_mine(self, vdisk: int) -> bool:
         """Whether this node owns a vdisk, or nobody yet."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from fusefs import adoption
 from fusefs.channel import Channel
+from fusefs.cluster_status import ClusterStatus
 from fusefs.collection_verb import AskedCollector, CollectionVerb, share_of_time
 from fusefs.company_verbs import CompanyVerbs
 from fusefs.control import Descriptors, Progress, Verb
@@ -15,7 +16,7 @@ from fusefs.difference_verbs import DifferenceVerbs
 from fusefs.inspection import Inspection, Scan
 from fusefs.namespace_store import NamespaceStore
 from fusefs.notifications import Notifications
-from fusefs.resolution import PathResolver
+from fusefs.resolution import PathResolver, flag_in
 from fusefs.rollback_verbs import RollbackVerbs
 from fusefs.settings import NodeSettings
 from fusefs.snapshot_verbs import SnapshotVerbs
@@ -51,9 +52,16 @@ class Node:
     ) -> None:
         self.settings, self.workspace, self.vdisks, self.channel = settings, workspace, vdisks, channel
         self.started = time.time()
+        self.cluster: ClusterStatus | None = None
+        """What the other nodes tell, if there can be any."""
 
-    async def status(self, _arguments: dict[str, Any], _progress: Progress) -> object:
-        """The node's facts; the keeper's come from the registry."""
+    async def status(self, arguments: dict[str, Any], _progress: Progress) -> object:
+        """The node's facts, with ``cluster`` those of all nodes; the keeper's come from the registry."""
+        if self.cluster is not None and flag_in(arguments, "cluster"):
+            return {**await self._status(), "cluster": await self.cluster.whole()}
+        return await self._status()
+
+    async def _status(self) -> dict[str, Any]:
         space = self.workspace
         heads = list(self.vdisks.heads.values())
         return {
@@ -138,6 +146,7 @@ def all_verbs(
         verbs |= dict.fromkeys(CHANGING_VERBS, _refuse)
     if company is None:
         return verbs, None
+    node.cluster = company.status(paths)
     return company.forwarding.wrapped(verbs), company.jobs(verbs, parts)
 
 

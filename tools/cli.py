@@ -183,6 +183,15 @@ def _add_mount_verbs(verb: AddVerb) -> None:
     added = verb("status", "tools.commands_mount:status", "show what is mounted, and how it fares", json=True)
     added.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
 
+    added = verb(
+        "top", "tools.commands_top:top", "watch the nodes of a pool and the vdisks in use", json=True
+    )
+    added.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+    added.add_argument(
+        "--interval", type=_seconds, default=2.0, metavar="SECONDS", help="default: %(default)g"
+    )
+    added.add_argument("--once", action="store_true", help="show what there is now, and end")
+
 
 def _add_vdisk_verbs(verb: AddVerb) -> None:
     added = verb("create", "tools.commands_vdisk:create", "make an empty vdisk")

@@ -10,6 +10,7 @@ from fusefs import control_client, ending, launch, mount_table, registry, state_
 from fusefs.mount_table import MountEntry
 from fusefs.settings import KeeperSettings
 from metadata.errors import ReadOnly, Unavailable, VdiskfsError
+from tools.cluster_tables import print_nodes, print_vdisks
 from tools.paths import locate
 from tools.render import ProgressLine, print_facts, print_json, print_table, readable
 
@@ -116,11 +117,16 @@ def upgrade(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     """Show one mount, or all."""
     if arguments.mountpoint is not None:
-        facts = _facts(locate(arguments.mountpoint).entry)
+        facts = _facts(locate(arguments.mountpoint).entry, with_cluster=True)
         if arguments.json:
             print_json(facts)
         else:
+            cluster = facts.pop("cluster", None)
             print_facts(facts)
+            if isinstance(cluster, dict):
+                sys.stdout.write("\n")
+                print_nodes(cluster["nodes"])
+                print_vdisks(cluster["vdisks"])
         return 0
     mounts = [_facts(entry) for entry in mount_table.read_mounts() if entry.is_vdiskfs]
     if arguments.json:
@@ -137,8 +143,8 @@ def status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(entry: MountEntry) -> dict[str, object]:
-    """What mount table, registry and daemon know about a mount."""
+def _facts(entry: MountEntry, *, with_cluster: bool = False) -> dict[str, object]:
+    """What mount table, registry and daemon know about a mount; and all nodes about each other."""
     facts: dict[str, object] = {"mountpoint": entry.mountpoint, "pool": entry.source, "service": "unknown"}
     record = launch.find_record(entry)
     if record is None:
@@ -150,7 +156,9 @@ def _facts(entry: MountEntry) -> dict[str, object]:
         return facts | {"service": "dead"}
     facts["service"] = "serving" if record.serving else "starting"
     try:
-        answer = control_client.call(record.control, "status", {}, timeout_s=STATUS_TIMEOUT_S)
+        answer = control_client.call(
+            record.control, "status", {"cluster": with_cluster}, timeout_s=STATUS_TIMEOUT_S
+        )
         facts |= {key: value for key, value in dict(answer).items() if key not in ("pid", "keeper_pid")}
     except VdiskfsError as problem:
         if problem.number != errno.EPERM:
