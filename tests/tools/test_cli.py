@@ -165,7 +165,8 @@ def test_every_verb_leads_to_a_function() -> None:
     assert sorted(named) == [
         "check", "clone", "create", "diff", "du", "export", "flatten", "format", "gc", "import", "info", "ls", "map", "mount",
         "resize", "rm", "scrub", "snap create", "snap ls", "snap protect", "snap rename", "snap rm",
-        "snap rollback", "snap unprotect", "status", "top", "trash ls", "trash purge", "trash restore", "tree", "umount", "upgrade",
+        "snap rollback", "snap unprotect", "status", "top", "trash ls", "trash purge", "trash restore", "tree", "umount",
+        "upgrade",
     ]  # fmt: skip
     for run in named.values():
         module, _, function = run.partition(":")
