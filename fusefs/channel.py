@@ -316,6 +316,8 @@ class Channel:
             return True
         if head is None or handle is None or handle.errors_told != head.error_no:
             return False
+        if head.audience is not None:  # durable is not all then: others must have it too
+            return False
         flight = head.flight
         if (flight is None or flight.finished) and head.is_dirty:
             begin_nowait(head, light=head.syncs.streak >= SYNC_STREAK)
@@ -329,7 +331,8 @@ class Channel:
         head, handle = self._vdisks.heads_by_handle.get(fh), self._vdisks.handles.get(fh)
         if self._ended:
             return
-        if not isinstance(head, Head) or handle is None or handle.errors_told != head.error_no:
+        told = handle is not None and head is not None and handle.errors_told == head.error_no
+        if not isinstance(head, Head) or not told or head.audience is not None:
             nursery.start_soon(self._answer, unique, self._requests.fsync(fh))
             return
         if head.committed_no >= target:

@@ -160,6 +160,11 @@ class Ancestry:
             for vblock in moved:
                 self._resolved.pop(vblock, None)
 
+    def note_replaced(self, vdisk: int) -> None:
+        """An ancestor's index is another one: what was resolved through it is looked up again."""
+        if vdisk in self.vdisks():
+            self._resolved.clear()
+
     def places_of(self, vdisk: int) -> Iterator[Sequence[int]]:
         """The places of an ancestor that each resolved row has."""
         if vdisk not in self.vdisks():

@@ -124,6 +124,8 @@ class CollectionSchedule:
     async def _tend(self, vdisk: int, look: "_Look") -> None:
         stat = self._vdisks.stat_nowait(VdiskId(vdisk))
         readers = self._vdisks.family.read_versions(vdisk)
+        if not self._vdisks.is_mine(vdisk) or self._vdisks.is_followed(vdisk):
+            return
         if stat is None or self._looked.get(vdisk) == (stat.version, readers):
             return
         live_bytes = 0 if self._vdisks.family.descent(vdisk).nameless else stat.allocated_bytes

@@ -186,6 +186,8 @@ class Collector:
 
     async def _guarded(self, vdisk: int, work: "_Work") -> None:
         """One vdisk that cannot be collected does not stop the others."""
+        if not self._vdisks.is_mine(vdisk) or self._vdisks.is_followed(vdisk):
+            return
         try:
             sizes = await self._space.wait_for(lambda: _occupied(self._space.pool, vdisk))
             if len(sizes) < 2 and sum(sizes.values()) <= SEAL_BYTES_MIN:
@@ -327,7 +329,7 @@ class _Collection:
 
     async def _delete(self, group: int, occupied_bytes: int) -> None:
         pool, vdisk = self._space.pool, self._vdisk
-        if self._head.gone or not pool.forget_group(vdisk, group):
+        if self._head.gone or self._vdisks.is_followed(vdisk) or not pool.forget_group(vdisk, group):
             return
         await self._space.wait_for(lambda: pool.remove_group(vdisk, group))
         self._head.groups.files.pop(group, None)

@@ -49,7 +49,7 @@ HOLD_S = 1.0
 
 
 async def flush(head: Head) -> None:
-    """Returns when every change acknowledged before the call is durable, and the index has it, if it takes it.
+    """Returns when every change acknowledged before the call is durable and published, and the index has it, if it can.
 
     Raises:
         NoSpace, Unavailable, Corrupt: it is not; what was pending is kept and tried again by the next flush.
@@ -76,6 +76,8 @@ async def flush(head: Head) -> None:
                 await head.commit_done.wait()
     finally:
         head.flushing -= 1
+    if head.audience is not None:
+        await head.audience.wait(head.log.version)
 
 
 def note_sync(head: Head) -> None:
@@ -352,6 +354,8 @@ def _finish(head: Head, flight: Flight) -> None:
         head.committed_no = flight.change_no
         head.journal_forfeited = False
         head.committing_sequence = 0
+        if head.audience is not None:
+            head.audience.publish(flight.commit, head.log.epoch, generation=head.generation)
     if flight.index_error is not None:
         log.error("the index lags behind: %s vdisk=%d", flight.index_error, head.vdisk)
         _take_back(head, flight)

@@ -13,11 +13,13 @@ from metadata.ids import VdiskId
 from replication.cluster import Links, Membership
 from replication.family import Family
 from replication.fence import Fence
+from replication.follower import Follower
 from replication.handles import Handles
 from replication.head import Head
 from replication.loading import Loading
 from replication.mirror import Mirror
 from replication.ownership import Resting
+from replication.publisher import Publisher
 from replication.workspace import Workspace
 
 
@@ -58,6 +60,19 @@ class Company:
             claimed=holdings.claimed,
             note_gone=holdings.note_gone,
         )
+        self.publisher = Publisher(
+            space,
+            links,
+            membership,
+            mirror=self.mirror,
+            family=holdings.family,
+            heads=holdings.heads,
+            resting=holdings.resting,
+            load=holdings.head,
+        )
+        self.follower = Follower(
+            space, links, membership, mirror=self.mirror, family=holdings.family, loading=holdings.loading
+        )
 
     def has_others(self) -> bool:
         """Whether any other node has a session, as far as this node knows."""
@@ -70,3 +85,5 @@ class Company:
         """Does what nobody waits for, until it is cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.fence.run)
+            nursery.start_soon(self.publisher.run)
+            nursery.start_soon(self.follower.run)

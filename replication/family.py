@@ -170,6 +170,11 @@ class Family:
         finally:
             self.unpin(vdisk, version)
 
+    def pinned_versions(self, vdisk: int) -> set[int]:
+        """Versions with a pin and without a name or a child."""
+        others = {snapshot.version for snapshot in self._snapshots.get(vdisk, {}).values()}
+        return set(self._pins.get(vdisk, ())) - others - set(self.children(vdisk).values())
+
     def pin_count(self, vdisk: int) -> int:
         """How many pins its versions have."""
         return sum(self._pins.get(vdisk, Counter()).values())

@@ -120,6 +120,13 @@ class GroupSet:
         if key not in self.pinned[2]:  # the next append goes on here: it must find what is there by then
             self.pinned[2] = {key}
 
+    def note_applied(self, segments: "dict[int, array[int]]") -> None:
+        """The index has these now: a segment that was cached while it filled is brought up to date."""
+        for key, segment in segments.items():
+            cached = self.segments.get(key)
+            if cached is not None:
+                cached[:] = segment
+
     def begin_appending(self) -> None:
         """A head takes over: what was cached for others may be older than the index's, and pins nobody now."""
         self.segments.clear()

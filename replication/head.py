@@ -28,6 +28,7 @@ from metadata.journal_entries import digest_of
 from metadata.rows import counting, own_block_count, uniform_row
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES, VDISK_BYTES_MAX
 from replication.ancestry import Ancestry
+from replication.audience import Audience
 from replication.flight import Flight
 from replication.groups import GroupSet, block_checksums
 from replication.log import OwnerLog
@@ -122,6 +123,8 @@ class Head(Reader):
         """Deleted: there is nothing left to make durable."""
         self.closed: VdiskfsError | None = None
         """Why it takes no change any more: another node owns the vdisk. The log has no room then."""
+        self.audience: Audience | None = None
+        """Nodes that follow it; None: nobody does."""
         self.journal_forfeited = False
         """It could not be committed when the journal needed room: others' entries may overwrite its own."""
         self.error_no = 0

@@ -52,6 +52,7 @@ async def load_rows(head: Reader, vblocks: Iterable[int], *, parents: bool = Fal
         unresolved = [v for v in wanted if parents and v in head.rows and _lacks_parents(head, v)]
         if not lacking and not unresolved:
             return
+        await moves.wait_whole({head.vdisk, *head.ancestry.vdisks()} if moves.is_rebuilding else ())
         if lacking:
             commits, serial = head.commits, moves.serial
             found = await head.workspace.wait_for(functools.partial(_fetch_rows, head, lacking))

@@ -6,7 +6,7 @@ and generations are shared by all descendants that are in memory.
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
@@ -16,7 +16,6 @@ from metadata.ids import HOLE
 from replication.ancestry import Ancestry, Generation
 from replication.family import Family
 from replication.groups import GroupSet
-from replication.head import Head
 from replication.ownership import VdiskFacts, read_facts
 from replication.recovery import Lineage, Recovered, recover
 from replication.workspace import Workspace
@@ -33,11 +32,11 @@ class Loading:
     Args:
         workspace: what the vdisks share.
         family: the snapshot tree.
-        heads: those loaded.
+        hold: sees to a vdisk that another node owns, and says whether it is one.
     """
 
-    def __init__(self, workspace: Workspace, family: Family, heads: Mapping[int, Head]) -> None:
-        self._workspace, self._family, self._heads = workspace, family, heads
+    def __init__(self, workspace: Workspace, family: Family, hold: Callable[[int], Awaitable[bool]]) -> None:
+        self._workspace, self._family, self._hold = workspace, family, hold
         self._under_way: dict[int, trio.Event] = {}
         self._ready: set[int] = set()
         """Vdisks whose kept versions are in the index."""
@@ -108,7 +107,7 @@ class Loading:
 
     async def prepare(self, vdisk: int) -> None:
         """Sees to it that all kept versions of a vdisk are in the index."""
-        if vdisk in self._ready:
+        if await self._hold(vdisk) or vdisk in self._ready:
             return
         facts = await read_facts(self._workspace.catalog, vdisk)
         async with self.alone_at(vdisk):

@@ -9,8 +9,8 @@ Places live in rows, in resolved parents' rows, and in plans of reads that wait 
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Container, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 from weakref import WeakSet
 
@@ -33,8 +33,19 @@ class Placed(Protocol):
     def note_moved(self, vdisk: int, moved: Moved) -> None:
         """Blocks of the vdisk lie elsewhere from now on."""
 
+    def note_replaced(self, vdisk: int) -> None:
+        """The vdisk's index is another one now."""
+
     def places_of(self, vdisk: int) -> Iterator[Sequence[int]]:
         """Every row in memory with places of a vdisk."""
+
+
+class _Everything:
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+_EVERYTHING = _Everything()
 
 
 class Moves:
@@ -44,10 +55,11 @@ class Moves:
         self.readers: WeakSet[Placed] = WeakSet()
         self.serial = 0
         """Counts moves."""
-        self._recent: deque[tuple[int, int, frozenset[int]]] = deque(maxlen=RECENT_MAX)
+        self._recent: deque[tuple[int, int, Container[int]]] = deque(maxlen=RECENT_MAX)
         self._era = 0
         self._holds: Counter[int] = Counter()
         self._ended = trio.Event()
+        self._rebuilding: dict[int, trio.Event] = {}
 
     def note(self, vdisk: int, moved: Moved) -> None:
         """Tells all readers, at once; the index has it already."""
@@ -55,6 +67,38 @@ class Moves:
         self._recent.append((self.serial, vdisk, frozenset(moved)))
         for reader in list(self.readers):
             reader.note_moved(vdisk, moved)
+
+    def note_replaced(self, vdisk: int) -> None:
+        """The vdisk's index is another one: what was looked up in it, by anybody, counts no more."""
+        self.serial += 1
+        self._recent.append((self.serial, vdisk, _EVERYTHING))
+        for reader in list(self.readers):
+            reader.note_replaced(vdisk)
+
+    @asynccontextmanager
+    async def rebuilding(self, vdisk: int) -> AsyncIterator[None]:
+        """Inside, the vdisk's index is built anew: nobody looks into it."""
+        done = self._rebuilding[vdisk] = trio.Event()
+        try:
+            self.note_replaced(vdisk)
+            await self.wait_past()
+            yield
+        finally:
+            self.note_replaced(vdisk)
+            del self._rebuilding[vdisk]
+            done.set()
+
+    @property
+    def is_rebuilding(self) -> bool:
+        """Whether any index is being built anew."""
+        return bool(self._rebuilding)
+
+    async def wait_whole(self, vdisks: Iterable[int]) -> None:
+        """Returns when none of these is being built anew."""
+        if self._rebuilding:
+            for vdisk in vdisks:
+                while vdisk in self._rebuilding:
+                    await self._rebuilding[vdisk].wait()
 
     def touched(self, since: int, vdisks: set[int], vblock: int) -> bool:
         """Whether the vblock of one of these vdisks has moved since ``serial`` was ``since``."""

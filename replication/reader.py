@@ -159,6 +159,10 @@ class Reader:
                     row[:] = array("Q", [places.get(place, place) for place in row])
         self.ancestry.note_moved(vdisk, moved)
 
+    def note_replaced(self, vdisk: int) -> None:
+        """The index of a vdisk is another one: of this one, if it is another node's, or of an ancestor."""
+        self.ancestry.note_replaced(vdisk)
+
     def fetch_row(self, vblock: int) -> "array[int] | None":
         """Thread: the row as the index has it; None if it has none."""
         return self.index.row_at(self.vdisk, vblock, _NEWEST, rollbacks=self.rollbacks)

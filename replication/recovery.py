@@ -221,6 +221,8 @@ class Lineage:
     floor: Floor = NO_FLOOR
     """What collection may have deleted."""
     rollbacks: Rollbacks = ()
+    every: bool = False
+    """Nobody could be asked what is kept: each version may be, and gets rows of its own."""
     size: int = 0
     overlap: int = 0
     """Size, and bytes of the parent that show through, before the first commit."""
@@ -231,6 +233,8 @@ class Lineage:
 
     def generation(self, version: int) -> int:
         """The generation under which a commit of this version writes its rows."""
+        if self.every:
+            return version
         return 1 + max((kept for kept in self.kept if kept < version), default=0)
 
 
@@ -322,6 +326,10 @@ class IndexBuilder:
             at += part
             place += part
 
+    def segments(self) -> "dict[int, array[int]]":
+        """Checksums that ``flush`` is about to write."""
+        return dict(self._segments)
+
     def flush(self) -> None:
         """Writes what was applied to the index."""
         self._write(self.state)
@@ -368,6 +376,21 @@ def recover(
     Raises:
         Corrupt: the log is damaged before its last commit, or ends before a commit known to be durable.
     """
+    recovered = go_on(pool, index, lineage, checkpoints=checkpoints, progress=progress, may_rebuild=True)
+    assert recovered is not None
+    return recovered
+
+
+def go_on(
+    pool: DirectoryPool,
+    index: Index,
+    lineage: Lineage,
+    *,
+    may_rebuild: bool,
+    checkpoints: bool = True,
+    progress: Progress | None = None,
+) -> Recovered | None:
+    """As ``recover``; None, with nothing changed, if it would have to build the index anew and may not."""
     state = index.state(lineage.vdisk)
     durable = max(lineage.durable_version, lineage.floor.version, state.version if state else 0)
     with LogReader(pool, lineage.vdisk) as reader:
@@ -380,33 +403,99 @@ def recover(
                 f"directory={pool.vdisk_path(lineage.vdisk)}"
             )
         if tail is None:
+            if not may_rebuild and state is not None:
+                return None
             index.forget(lineage.vdisk)
             return Recovered(lineage.beginning(), reader.last_version)
-        checkpoints = checkpoints or bool(lineage.floor.collected)
-        start, links = _starting_point(reader, index, tail, lineage=lineage, checkpoints=checkpoints)
-        builder = IndexBuilder(index, start, lineage=lineage)
-        for number, (place, check) in enumerate(links):
-            record, _, blocks = reader.record_at(place)
-            builder.apply(record, place, check, (place & POSITION_MASK) + blocks)
-            if progress is not None and not number & 1023:
-                progress(number, len(links))
-        if links:
-            builder.flush()
-        return Recovered(builder.state, reader.last_version)
+        return _apply_to(
+            reader,
+            index,
+            tail,
+            lineage=lineage,
+            may_rebuild=may_rebuild,
+            checkpoints=checkpoints,
+            progress=progress,
+        )
+
+
+def catch_up(
+    pool: DirectoryPool, index: Index, lineage: Lineage, *, record: tuple[int, int], may_rebuild: bool
+) -> Recovered | None:
+    """Brings the index to the commit whose record its owner names by place and checksum; None as in ``go_on``.
+
+    Raises:
+        Corrupt, NotFound: the record is not there, or does not lead back to where the index is.
+    """
+    place, check = record
+    with LogReader(pool, lineage.vdisk) as reader:
+        named, actual, blocks = reader.record_at(place)
+        if actual != check:
+            raise Corrupt(f"another commit record than the owner's vdisk={lineage.vdisk} place={place:#x}")
+        tail = Tail(named, place, check, (place & POSITION_MASK) + blocks)
+        return _apply_to(reader, index, tail, lineage=lineage, may_rebuild=may_rebuild)
+
+
+def apply_published(
+    index: Index, lineage: Lineage, state: VdiskState, *, record: CommitRecord, placed: tuple[int, int, int]
+) -> "tuple[VdiskState, dict[int, array[int]]]":
+    """Applies the commit that follows ``state``; ``placed``: the record's place and checksum, and the position behind it.
+
+    Returns:
+        The state then, and the checksum segments that have changed.
+    """
+    place, check, end = placed
+    builder = IndexBuilder(index, state, lineage=lineage)
+    builder.apply(record, place, check, end)
+    segments = builder.segments()
+    builder.flush()
+    return builder.state, segments
+
+
+def _apply_to(
+    reader: LogReader,
+    index: Index,
+    tail: Tail,
+    *,
+    lineage: Lineage,
+    may_rebuild: bool,
+    checkpoints: bool = True,
+    progress: Progress | None = None,
+) -> Recovered | None:
+    own = _own_starting_point(reader, index, tail, lineage=lineage)
+    if own is None and not may_rebuild:
+        return None
+    checkpoints = checkpoints or bool(lineage.floor.collected)
+    start, links = own or _starting_point(reader, index, tail, lineage=lineage, checkpoints=checkpoints)
+    builder = IndexBuilder(index, start, lineage=lineage)
+    for number, (place, check) in enumerate(links):
+        record, _, blocks = reader.record_at(place)
+        builder.apply(record, place, check, (place & POSITION_MASK) + blocks)
+        if progress is not None and not number & 1023:
+            progress(number, len(links))
+    if links:
+        builder.flush()
+    return Recovered(builder.state, max(reader.last_version, tail.record.version))
+
+
+def _own_starting_point(
+    reader: LogReader, index: Index, tail: Tail, *, lineage: Lineage
+) -> tuple[VdiskState, list[tuple[int, int]]] | None:
+    """The index's own state, unless it does not know of the last collection, or has another history than the log."""
+    state = index.state(reader.vdisk)
+    if state is not None and state.collected >= lineage.floor.collected:
+        with suppress(Corrupt, NotFound):  # of another history, or older than the log: start from the pool
+            return state, reader.chain(tail, until=state)
+    return None
 
 
 def _starting_point(
     reader: LogReader, index: Index, tail: Tail, *, lineage: Lineage, checkpoints: bool
 ) -> tuple[VdiskState, list[tuple[int, int]]]:
-    """The newest state to go on from: the index's own, a checkpoint's, or nothing.
+    """The newest state to go on from where the index's own does not do: a checkpoint's, or nothing.
 
     None that does not know of the last collection: what it names, and the records behind it, may be gone.
     """
     vdisk, floor = reader.vdisk, lineage.floor
-    state = index.state(vdisk)
-    if state is not None and state.collected >= floor.collected:
-        with suppress(Corrupt, NotFound):  # of another history, or older than the log: start from the pool
-            return state, reader.chain(tail, until=state)
     for version in reversed(reader.pool.checkpoints(vdisk) if checkpoints else []):
         with suppress(VdiskfsError):  # a checkpoint only saves time, or another one may do
             state = _take_in(reader.pool, index, vdisk, version=version)

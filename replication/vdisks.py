@@ -98,7 +98,7 @@ class Vdisks:
         workspace.heads = self.heads
         self.family = Family()
         """The snapshot tree."""
-        self.loading = Loading(workspace, self.family, self.heads)
+        self.loading = Loading(workspace, self.family, self._hold_if_foreign)
         self.deletion = Deletion(workspace, self.family, end_head=self.end_head, note_gone=self.note_gone)
         self._files = Handles()
         self.handles, self.heads_by_handle = self._files.by_number, self._files.served
@@ -223,6 +223,16 @@ class Vdisks:
     def is_mine(self, vdisk: int) -> bool:
         """Whether this node may have the vdisk's head: it owns it, or nobody ever wrote it, as far as it knows."""
         return self.company is None or self.company.mirror.is_mine(vdisk)
+
+    async def _hold_if_foreign(self, vdisk: int) -> bool:
+        if self.company is None or self.is_mine(vdisk):
+            return False
+        await self.company.follower.hold(vdisk)
+        return True
+
+    def is_followed(self, vdisk: int) -> bool:
+        """Whether other nodes may read what the vdisk's rows name or named: nothing of it may be moved or deleted."""
+        return self.company is not None and self.company.publisher.has_subscribers(vdisk)
 
     def has_buffered_writer(self, vdisk: VdiskId) -> bool:
         """Whether the kernel may hold data of this vdisk that no request has brought yet."""
@@ -359,6 +369,8 @@ class Vdisks:
         # Never an older one than rows have been written under, though nobody may keep a version any more.
         head.generation = max(state.generation, 1 + max(family.kept_versions(vdisk), default=0))
         _finish_rollback(head, facts.descent)
+        if self.company is not None:
+            self.company.publisher.attach(head)
         entries = self._journaled.get(vdisk)
         replayed = await replay(head, state, entries) if entries else 0
         self._journaled.pop(vdisk, None)

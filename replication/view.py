@@ -6,6 +6,7 @@ asked for again when the cache has dropped them.
 
 from array import array
 
+from metadata.errors import Unavailable
 from metadata.snapshots import Snapshot
 from replication.ancestry import Ancestry
 from replication.groups import GroupSet
@@ -23,12 +24,25 @@ class View(Reader):
         self, workspace: Workspace, groups: GroupSet, *, ancestry: Ancestry, snapshot: Snapshot
     ) -> None:
         super().__init__(workspace, groups, ancestry=ancestry)
+        self.lost = False
+        """The index, built anew, has not got this version."""
         self.version, self.snapshot_id = snapshot.version, snapshot.id
         self.size, self.overlap = snapshot.size, snapshot.overlap
         self.own_blocks, self.mtime_ns = snapshot.own_blocks, snapshot.mtime_ns
 
+    def note_replaced(self, vdisk: int) -> None:
+        """As ``Reader.note_replaced``."""
+        super().note_replaced(vdisk)
+        if vdisk == self.vdisk:
+            self.rows.clear()
+
     def fetch_row(self, vblock: int) -> "array[int] | None":
         """Thread: the row at this version; None if it has none."""
+        if self.lost:
+            raise Unavailable(
+                f"this version was collected while its owner could not be told that it is read: open the file again "
+                f"vdisk={self.vdisk} version={self.version}"
+            )
         return self.index.row_at(self.vdisk, vblock, self.version, rollbacks=self.rollbacks)
 
     def _index_row_nowait(self, vblock: int) -> "array[int] | None":

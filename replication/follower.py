@@ -1,0 +1,400 @@
+"""A peer's half of publication: how this node knows the newest version of a vdisk that another node owns.
+
+    subscribed and trusted   from memory: what was published has been applied, and acknowledged
+    owner live               subscribe: the owner says where it is, the pool's log is read up to there
+    no owner to ask          the pool's log is read to its end: what was acknowledged is durable there
+
+A subscription is trusted for less time, from when its renewal was *sent*, than the owner waits for it, from when it
+*came*; so while this node trusts it, no flush has returned that it does not know of.
+
+**Generations.** A row that somebody may read at a version must not be overwritten by a later commit. What the owner keeps
+comes with what it tells; what this node reads is pinned here. Where nobody could be asked, each version gets its own rows.
+
+**Invariant** I9: what ``newest`` says never goes back.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import trio
+
+from metadata.errors import Fenced, NotFound, NotOwner, Unavailable, VdiskfsError
+from metadata.ids import POSITION_MASK
+from metadata.index import VdiskState
+from metadata.records import decode_record
+from metadata.units import BLOCK_BYTES
+from replication.cluster import SUBSCRIPTION_S, Answer, Links, Membership
+from replication.family import Family
+from replication.loading import Loading
+from replication.mirror import Mirror
+from replication.ownership import Floor, Owner, VdiskFacts, read_facts
+from replication.publication import (
+    MOVED,
+    NUMBERS_MAX,
+    PUBLISH,
+    RENEW,
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    Publication,
+    Standing,
+    digest,
+    number_in,
+    numbers_in,
+    publication_in,
+    standing_in,
+)
+from replication.reader import Reader
+from replication.recovery import Lineage, Recovered, apply_published, catch_up, go_on
+from replication.view import View
+from replication.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+RENEW_S = 0.5
+TRUSTED_S = 0.75 * SUBSCRIPTION_S
+ASK_S = 1.0
+"""An owner that does not answer within this is not asked any more this time: the pool knows as well."""
+UNUSED_S = 10.0
+"""A subscription that nobody needs is kept so long after it was last of use."""
+ROUNDS_MAX = 10
+"""Of catching up with an owner that goes on writing."""
+TRIES_MAX = 5
+"""Owners that change in a row while one is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """A version of a vdisk, as far as `ls -l` and a reader need to know it."""
+
+    vdisk: int
+    version: int
+    check: int
+    """Its record's, which tells it from a version of that number that a deposed owner wrote."""
+    size: int
+    own_blocks: int
+    overlap: int
+    mtime_ns: int
+
+
+@dataclass(slots=True, eq=False)
+class _Following:
+    """A subscription."""
+
+    owner: Owner
+    used_s: float
+    trusted_until_s: float = 0.0
+    state: VdiskState | None = None
+    """What the index has; None: not trusted yet."""
+
+
+class Follower:
+    """One to a node that has others; owned by its ``Company``. ``run`` is its task.
+
+    Args:
+        workspace: what the vdisks share.
+        links: the way to the others.
+        membership: who they are.
+        mirror: whose vdisks are whose.
+        family: the snapshot tree.
+        loading: who else applies logs to the index.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        links: Links,
+        membership: Membership,
+        *,
+        mirror: Mirror,
+        family: Family,
+        loading: Loading,
+    ) -> None:
+        self._workspace, self._links, self._membership, self._mirror = workspace, links, membership, mirror
+        self._family, self._loading = family, loading
+        self._following: dict[int, _Following] = {}
+        self.applied = 0
+        """Counts publications applied."""
+        self.gaps = 0
+        """Counts those before which something was missing."""
+        self.pinned: Callable[[], Iterable[int]] = tuple
+        """Vdisks of which something is pinned besides what open readers read."""
+        mirror.listeners.append(self._note_owner)
+        links.serve(PUBLISH, self._publish)
+        links.serve(MOVED, self._moved)
+
+    # ---- what the rest of the node asks
+
+    async def newest(self, vdisk: int) -> Newest:
+        """The newest version, durable and at least as new as any that a flush or close published before the call.
+
+        Raises:
+            NotFound: there is no such vdisk.
+            NotOwner: it is this node's own, or nobody's.
+            Corrupt, Unavailable: its log cannot be read.
+        """
+        known = self.newest_nowait(vdisk)
+        if known is not None:
+            return known
+        async with self._loading.alone_at(vdisk):
+            known = self.newest_nowait(vdisk)
+            return self._described(vdisk, await self._find(vdisk)) if known is None else known
+
+    def newest_nowait(self, vdisk: int) -> Newest | None:
+        """The same, if a subscription knows."""
+        following = self._following.get(vdisk)
+        if following is None or following.state is None or not self._is_trusted(following):
+            return None
+        following.used_s = self._workspace.clock_s()
+        return self._described(vdisk, following.state)
+
+    async def hold(self, vdisk: int) -> None:
+        """Sees to it that rows of this vdisk may be read: its index is current, and its owner told, if it can be.
+
+        Raises:
+            As ``newest``.
+        """
+        await self.newest(vdisk)
+
+    def lag(self) -> dict[int, int]:
+        """By vdisk: the version that was applied last, of those that are followed."""
+        return {
+            vdisk: following.state.version
+            for vdisk, following in self._following.items()
+            if following.state is not None
+        }
+
+    async def run(self) -> None:
+        """Renews subscriptions until it is cancelled."""
+        while True:
+            await trio.sleep(RENEW_S)
+            with suppress(VdiskfsError):
+                await self._tick()
+
+    # ---- finding out
+
+    def _is_trusted(self, following: _Following) -> bool:
+        return self._workspace.clock_s() < following.trusted_until_s
+
+    def _described(self, vdisk: int, state: VdiskState) -> Newest:
+        version, size, own_blocks, overlap = state.version, state.size, state.own_blocks, state.overlap
+        descent = self._family.descent(vdisk)
+        if descent.rolled_back is not None and version == descent.rollbacks[-1][1]:  # no commit since says so
+            version = descent.rollbacks[-1][0]
+            size, own_blocks, overlap = descent.rolled_back
+        return Newest(vdisk, version, state.record_check, size, own_blocks, overlap, state.time_ns)
+
+    async def _find(self, vdisk: int) -> VdiskState:
+        for _ in range(TRIES_MAX):
+            facts = await read_facts(self._workspace.catalog, vdisk)
+            owner = Owner(facts.node, facts.epoch)
+            if not facts.epoch or owner.node == self._membership.node:
+                raise NotOwner(f"the vdisk is no other node's vdisk={vdisk}")
+            self._mirror.note_owner(vdisk, owner)
+            if self._membership.is_live(owner.node):
+                try:
+                    return await self._subscribe(vdisk, owner)
+                except (NotOwner, Fenced):
+                    continue
+                except Unavailable as exc:
+                    log.info(
+                        "the owner cannot be asked, the pool is: %s vdisk=%d node=%s", exc, vdisk, owner.node
+                    )
+            state = await self._read_pool(vdisk, facts)
+            again = await read_facts(self._workspace.catalog, vdisk)
+            if (again.node, again.epoch) == (facts.node, facts.epoch):
+                return state
+        raise Unavailable(f"the vdisk's owner keeps changing vdisk={vdisk}")
+
+    async def _subscribe(self, vdisk: int, owner: Owner) -> VdiskState:
+        """Subscribes and catches up with the owner, as often as it takes to be close behind it."""
+        following = _Following(owner, used_s=self._workspace.clock_s())
+        self._following[vdisk] = following
+        try:
+            state = await self._workspace.wait_for(lambda: self._workspace.index.state(vdisk))
+            for _ in range(ROUNDS_MAX):
+                sent_s = self._workspace.clock_s()
+                values = {"vdisk": vdisk, "version": state.version if state is not None else 0}
+                answer, _ = await self._links.call(owner.node, SUBSCRIBE, values, deadline_s=ASK_S)
+                standing = standing_in(answer)
+                if standing.epoch != owner.epoch:
+                    raise NotOwner(f"the vdisk has got another epoch vdisk={vdisk}")
+                following.trusted_until_s = max(following.trusted_until_s, sent_s + TRUSTED_S)
+                state = await self._catch_up_with(vdisk, standing)
+                if standing.is_active and self._following.get(vdisk) is following:
+                    following.state = state
+                    return state
+            raise Unavailable(f"cannot keep up with the vdisk's owner vdisk={vdisk}")
+        except BaseException:
+            if self._following.get(vdisk) is following:
+                del self._following[vdisk]
+            raise
+
+    async def _catch_up_with(self, vdisk: int, standing: Standing) -> VdiskState:
+        if standing.descent != digest(self._family.descent(vdisk)):
+            await self._mirror.refresh(self._workspace.catalog, vdisk)
+        floor = Floor(collected=standing.collected)
+        lineage = self._lineage(vdisk, VdiskFacts(floor=floor), kept=standing.kept)
+        space = self._workspace
+        if not standing.version:
+            return lineage.beginning()
+
+        def attempt(may_rebuild: bool) -> Recovered | None:
+            record = (standing.place, standing.check)
+            return catch_up(space.pool, space.index, lineage, record=record, may_rebuild=may_rebuild)
+
+        return await self._bring(vdisk, attempt, kept=lineage.kept)
+
+    async def _read_pool(self, vdisk: int, facts: VdiskFacts) -> VdiskState:
+        """Without the owner's word."""
+        await self._mirror.refresh(self._workspace.catalog, vdisk)
+        space, lineage = self._workspace, replace(self._lineage(vdisk, facts), every=True)
+
+        def attempt(may_rebuild: bool) -> Recovered | None:
+            return go_on(space.pool, space.index, lineage, may_rebuild=may_rebuild)
+
+        return await self._bring(vdisk, attempt, kept=lineage.kept)
+
+    def _lineage(self, vdisk: int, facts: VdiskFacts, *, kept: Iterable[int] = ()) -> Lineage:
+        found = self._loading.lineage(vdisk, facts)
+        return replace(found, kept=tuple(sorted({*found.kept, *kept})))
+
+    async def _bring(
+        self, vdisk: int, attempt: Callable[[bool], Recovered | None], *, kept: Iterable[int]
+    ) -> VdiskState:
+        """Brings the index forward; if it must be built anew, then while nobody looks into it."""
+        recovered = await self._workspace.wait_for(functools.partial(attempt, False))
+        if recovered is None:
+            self._lose_views(vdisk, set(kept) - self._family.pinned_versions(vdisk))
+            async with self._workspace.moves.rebuilding(vdisk):
+                recovered = await self._workspace.wait_for(functools.partial(attempt, True))
+        assert recovered is not None
+        self._loading.groups(vdisk).segments.clear()
+        return recovered.state
+
+    def _lose_views(self, vdisk: int, kept: set[int]) -> None:
+        """What only this node's readers kept is not in an index that is built anew."""
+        for reader in list(self._workspace.moves.readers):
+            if isinstance(reader, View) and reader.vdisk == vdisk and reader.version not in kept:
+                reader.lost = True
+
+    # ---- what owners tell
+
+    async def _publish(self, node: str, values: Mapping[str, Any], data: bytes) -> Answer:
+        told = publication_in(values)
+        async with self._loading.alone_at(told.vdisk):
+            following = self._following.get(told.vdisk)
+            if following is None or following.owner != Owner(node, told.epoch) or following.state is None:
+                raise NotFound(f"the vdisk is not followed vdisk={told.vdisk}")
+            try:
+                following.state = await self._applied(told, data, following.state)
+            except BaseException:
+                self._following.pop(told.vdisk, None)
+                raise
+            self.applied += 1
+        return {}, b""
+
+    async def _applied(self, told: Publication, data: bytes, state: VdiskState) -> VdiskState:
+        vdisk, space = told.vdisk, self._workspace
+        if told.check == state.record_check or told.version < state.version:
+            return state  # told twice
+        if told.descent != digest(self._family.descent(vdisk)):
+            await self._mirror.refresh(space.catalog, vdisk)
+        lineage = self._lineage(vdisk, VdiskFacts(), kept=(told.generation - 1,))
+        if data:
+            seed = space.pool.file(vdisk, told.place >> 16).seed + (told.place & POSITION_MASK)
+            record, check = decode_record(data, seed)
+            if record.previous_place == state.record_place and record.previous_check == state.record_check:
+                end = (told.place & POSITION_MASK) + len(data) // BLOCK_BYTES
+                applied, segments = await space.wait_for(
+                    lambda: apply_published(
+                        space.index, lineage, state, record=record, placed=(told.place, check, end)
+                    )
+                )
+                self._loading.groups(vdisk).note_applied(segments)
+                return applied
+        self.gaps += 1
+        # What lies between was committed under the owner's eyes, but what it kept then is not told any more.
+        lineage = replace(lineage, every=True)
+
+        def attempt(may_rebuild: bool) -> Recovered | None:
+            record = (told.place, told.check)
+            return catch_up(space.pool, space.index, lineage, record=record, may_rebuild=may_rebuild)
+
+        return await self._bring(vdisk, attempt, kept=lineage.kept)
+
+    async def _moved(self, node: str, values: Mapping[str, Any], _: bytes) -> Answer:
+        self._mirror.note_owner(number_in(values, "vdisk"), Owner(node, number_in(values, "epoch")))
+        return {}, b""
+
+    def _note_owner(self, vdisk: int, owner: Owner | None) -> None:
+        following = self._following.get(vdisk)
+        if following is not None and following.owner != owner:
+            del self._following[vdisk]
+
+    # ---- keeping subscriptions
+
+    async def _tick(self) -> None:
+        needed, now_s = self._needed(), self._workspace.clock_s()
+        by_node: dict[str, list[int]] = {}
+        unused: dict[str, list[int]] = {}
+        for vdisk, following in list(self._following.items()):
+            if vdisk in needed:
+                following.used_s = now_s
+            is_used = now_s < following.used_s + UNUSED_S or following.state is None
+            (by_node if is_used else unused).setdefault(following.owner.node, []).append(vdisk)
+            if not is_used:
+                del self._following[vdisk]
+        async with trio.open_nursery() as nursery:
+            for node, vdisks in by_node.items():
+                for at in range(0, len(vdisks), NUMBERS_MAX):
+                    nursery.start_soon(self._renew, node, vdisks[at : at + NUMBERS_MAX])
+            for node, vdisks in unused.items():
+                nursery.start_soon(self._unsubscribe, node, vdisks[:NUMBERS_MAX])
+            for vdisk in needed:
+                if vdisk not in self._following and self._is_followable(vdisk):
+                    nursery.start_soon(self._take_up, vdisk)
+
+    def _needed(self) -> set[int]:
+        """Vdisks of others that somebody here reads, or may be about to."""
+        found = set(self.pinned())
+        for reader in list(self._workspace.moves.readers):
+            if isinstance(reader, View):
+                found.add(reader.vdisk)
+            if isinstance(reader, Reader):
+                found |= reader.ancestry.vdisks()
+        return {vdisk for vdisk in found if not self._mirror.is_mine(vdisk)}
+
+    def _is_followable(self, vdisk: int) -> bool:
+        owner = self._mirror.owners.get(vdisk)
+        return owner is not None and self._membership.is_live(owner.node)
+
+    async def _take_up(self, vdisk: int) -> None:
+        """A subscription that is needed and was lost."""
+        try:
+            await self.newest(vdisk)
+        except VdiskfsError as exc:
+            log.warning("a vdisk that is read here cannot be followed: %s vdisk=%d", exc, vdisk)
+
+    async def _renew(self, node: str, vdisks: list[int]) -> None:
+        before = {vdisk: self._following.get(vdisk) for vdisk in vdisks}
+        sent_s = self._workspace.clock_s()
+        try:
+            answer, _ = await self._links.call(node, RENEW, {"vdisks": vdisks}, deadline_s=RENEW_S)
+            lost = set(numbers_in(answer, "lost"))
+        except VdiskfsError:  # not renewed: trust in it ends by itself
+            return
+        for vdisk, renewed in before.items():
+            if renewed is None or self._following.get(vdisk) is not renewed:
+                continue
+            if vdisk not in lost:
+                renewed.trusted_until_s = max(renewed.trusted_until_s, sent_s + TRUSTED_S)
+            elif renewed.state is not None:
+                del self._following[vdisk]
+
+    async def _unsubscribe(self, node: str, vdisks: list[int]) -> None:
+        with suppress(VdiskfsError):  # then it ends by itself
+            await self._links.call(node, UNSUBSCRIBE, {"vdisks": vdisks}, deadline_s=RENEW_S)
