@@ -149,17 +149,7 @@ async def _serve(
     requests = DataRequests(vdisks, clear_suid=_clear_suid(store), notifications=notifications)
     channel = _channel(settings, vdisks, requests, operations=operations)
     node = Node(settings, workspace, vdisks, channel=channel)
-    trash = Trash(
-        store,
-        vdisks,
-        vdisks.family,
-        paths=PathResolver(store.namespace, mountpoint=settings.mountpoint),
-        notifications=notifications,
-        drop=orphans.drop,
-        keep_s=await read_keep_s(workspace.catalog),
-        node=settings.node,
-        clock_ns=time.time_ns,
-    )
+    trash = await _make_trash(settings, vdisks, store, orphans, notifications=notifications)
     verbs, jobs = all_verbs(node, store, trash, notifications)
     pyfuse3.init(
         operations, channel.libfuse_mountpoint(), set(pyfuse3.default_options) - {"default_permissions"}
@@ -199,6 +189,29 @@ async def _serve(
     finally:
         pyfuse3.close(unmount=False)
     return finished
+
+
+async def _make_trash(
+    settings: NodeSettings,
+    vdisks: Vdisks,
+    store: NamespaceStore,
+    orphans: Orphans,
+    *,
+    notifications: Notifications,
+) -> Trash:
+    return Trash(
+        store,
+        vdisks,
+        vdisks.family,
+        paths=PathResolver(store.namespace, mountpoint=settings.mountpoint),
+        notifications=notifications,
+        drop=orphans.drop,
+        keep_s=await read_keep_s(vdisks.workspace.catalog),
+        node=settings.node,
+        clock_ns=time.time_ns,
+        is_purger=orphans.is_first,
+        users=orphans.openers,
+    )
 
 
 def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications) -> Invalidation:

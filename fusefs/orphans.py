@@ -134,8 +134,18 @@ class Orphans:
 
     # Other nodes.
 
-    async def users(self, inode: int) -> list[str]:
-        """The other nodes that use an inode.
+    def is_first(self) -> bool:
+        """Whether this is the one of the live nodes that does what one of them must do."""
+        return self._company is None or self._node == min(
+            self._company.membership.members(), default=self._node
+        )
+
+    async def openers(self, inode: int) -> list[str]:
+        """The other nodes that have a file open."""
+        return await self._asked(inode, "open")
+
+    async def _asked(self, inode: int, what: str) -> list[str]:
+        """The other nodes that say yes.
 
         Raises:
             Unavailable: one of them does not say.
@@ -145,12 +155,12 @@ class Orphans:
             for node in sorted(company.membership.members()):
                 if node != self._node:
                     answer, _ = await company.links.call(node, VERB, {"inode": inode}, deadline_s=ASK_S)
-                    if answer["used"]:
+                    if answer[what]:
                         found.append(node)
         return found
 
     async def _hand_over(self, inode: int) -> bool:
-        users = await self.users(inode)
+        users = await self._asked(inode, "used")
         if not users:
             return False
         await self._store.commit(lambda ns: plan_hand_orphan(ns, inode, source=self._node, target=users[0]))
@@ -159,7 +169,7 @@ class Orphans:
     async def _answer_in_use(self, _node: str, arguments: Mapping[str, Any], _data: bytes) -> Answer:
         inode = int(arguments["inode"])
         await self._store.catch_up()
-        return {"used": self._is_used(inode)}, b""
+        return {"used": self._is_used(inode), "open": self._vdisks.has_handles(VdiskId(inode))}, b""
 
     def _is_used(self, inode: int) -> bool:
         return self._vdisks.has_handles(VdiskId(inode)) or self._is_known(inode)
@@ -204,7 +214,7 @@ class Orphans:
         orphans = self._store.namespace.orphans_by_node()
         gone = {node for node in orphans if node not in members}
         self._gone_since = {node: self._gone_since.get(node, now) for node in gone}
-        if self._node != min(members, default=""):
+        if not self.is_first():
             return
         for node, since in self._gone_since.items():
             if now - since < GRACE_S:

@@ -10,7 +10,7 @@ kernel is told of each name that goes, because it did not take part in it.
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import trio
@@ -74,6 +74,10 @@ async def _together(work: Callable[[_T], Awaitable[None]], items: Sequence[_T]) 
         raise failures[0]
 
 
+async def _nobody(_: int) -> Sequence[str]:
+    return ()
+
+
 async def read_keep_s(catalog: Catalog) -> int:
     """How long this pool keeps deleted vdisks.
 
@@ -93,6 +97,8 @@ class Trash:
     Args:
         keep_s: how long a deleted vdisk stays; 0: it is deleted at once.
         drop: deletes an orphan's data.
+        is_purger: whether it is this node, of all live ones, that empties the trash.
+        users: the other nodes that use a file.
     """
 
     def __init__(
@@ -107,10 +113,13 @@ class Trash:
         keep_s: int,
         node: str,
         clock_ns: Callable[[], int],
+        is_purger: Callable[[], bool] = lambda: True,
+        users: Callable[[int], Awaitable[Sequence[str]]] = _nobody,
     ) -> None:
         self._store, self._vdisks, self._family = store, vdisks, family
         self._paths, self._notifications, self._drop = paths, notifications, drop
         self._keep_s, self._node, self._clock_ns = keep_s, node, clock_ns
+        self._is_purger, self._users = is_purger, users
 
     def verbs(self) -> dict[str, Verb]:
         """The verbs, for a control server."""
@@ -126,7 +135,8 @@ class Trash:
         while True:
             await trio.sleep(PERIOD_S)
             try:
-                await self.purge_due()
+                if self._is_purger():
+                    await self.purge_due()
             except VdiskfsError as exc:
                 _log.warning("the trash cannot be emptied, trying again: %s", exc)
 
@@ -154,6 +164,8 @@ class Trash:
         entries = dict.fromkeys(self._paths.entry(path_in({"path": path})) for path in paths)
         for entry in entries:
             self._check_removable(entry, with_snapshots=with_snapshots)
+        if flag_in(arguments, "unless_used"):
+            await self._check_unused(entries)
         removed: dict[Entry, dict[str, Any]] = {}
 
         async def remove(entry: Entry) -> None:
@@ -182,6 +194,15 @@ class Trash:
             raise Busy(
                 f"{shown} has protected snapshots: 'vdiskfs snap unprotect' first: {listed(protected)}",
             )
+
+    async def _check_unused(self, entries: Iterable[Entry]) -> None:
+        """By other nodes; of this one the command line has looked itself."""
+        for entry in entries:
+            users = await self._users(self._store.namespace.lookup(entry.parent, entry.name))
+            if users:
+                raise Busy(
+                    f"{os.fsdecode(entry.name)} is in use on {', '.join(users)}: end that first, or say --force"
+                )
 
     async def _remove(self, entry: Entry, *, now: bool) -> dict[str, Any]:
         namespace, deed = self._store.namespace, self._deed()

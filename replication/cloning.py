@@ -2,7 +2,7 @@
 
 A range copied at equal offsets into a vdisk that has no blocks of its own yet, from one source at one version,
 becomes PARENT places: no data moves. So `cp`, which asks piece by piece, makes a clone. The source's version
-is kept from then on (its generation moves), because the child reads it.
+is kept from then on (its generation moves), because the child reads it. Of a vdisk that another node owns bytes are copied.
 """
 
 from metadata.ids import HOLE
@@ -79,7 +79,7 @@ async def _make_child(vdisks: Vdisks, source: Head | View, target: Head) -> int 
                 continue
             version = source.log.version if isinstance(source, Head) else source.version
             parent, size, overlap = (source.vdisk, version), source.size, source.overlap
-            if target.vdisk in vdisks.flattening:
+            if target.vdisk in vdisks.flattening or not vdisks.may_be_parent(source.vdisk):
                 return None
             if target.ancestry.generations:
                 nearest = target.ancestry.generations[0]

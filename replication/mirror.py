@@ -66,6 +66,11 @@ class Mirror:
         owner = self.owners.get(vdisk)
         return owner is None or owner.node == self._node
 
+    def is_owned_here(self, vdisk: int) -> bool:
+        """Whether the owner record names this node."""
+        owner = self.owners.get(vdisk)
+        return owner is not None and owner.node == self._node
+
     def note_owner(self, vdisk: int, owner: Owner | None) -> None:
         """The catalog says so now, or will have said so; an older epoch says nothing new."""
         known = self.owners.get(vdisk)

@@ -220,6 +220,10 @@ class Vdisks:
             self._views[snapshot_id] = view
         return self._views[snapshot_id]
 
+    def may_be_parent(self, vdisk: int) -> bool:
+        """Whether a child can be made here: the owner must know of every version that somebody reads."""
+        return self.company is None or self.company.mirror.is_owned_here(vdisk)
+
     def is_mine(self, vdisk: int) -> bool:
         """Whether this node may have the vdisk's head: it owns it, or nobody ever wrote it, as far as it knows."""
         return self.company is None or self.company.mirror.is_mine(vdisk)

@@ -75,6 +75,7 @@ def remove(arguments: argparse.Namespace) -> int:
         "paths": [located.inner for located in found],
         "snapshots": arguments.snapshots,
         "now": arguments.now,
+        "unless_used": not arguments.force,
     }
     answer = ask(found[0], "rm", asked)
     if arguments.json:

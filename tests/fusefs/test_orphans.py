@@ -146,6 +146,16 @@ def test_a_node_that_forgot_it_while_it_was_handed_over_drops_it_then() -> None:
     on_three_nodes(scenario)
 
 
+def test_the_nodes_that_have_a_file_open_are_named() -> None:
+    async def scenario(_: Switch, inode: int, nodes: dict[str, Node]) -> None:
+        await nodes["c"].vdisks.open(VdiskId(inode))
+        nodes["b"].known.add(inode)
+        assert await nodes["a"].orphans.openers(inode) == ["c"]
+        assert [name for name in nodes if nodes[name].orphans.is_first()] == ["a"]
+
+    on_three_nodes(scenario)
+
+
 def test_a_silent_node_keeps_the_data_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(switch: Switch, inode: int, nodes: dict[str, Node]) -> None:
         switch.cut.add(("b", "a"))
