@@ -241,4 +241,6 @@ def reason(exc: Exception) -> str:
         return explain(exc)
     if isinstance(exc, OSError):
         return exc.strerror or "it hung up"
-    return str(exc) or "too many connections that say nothing"
+    if isinstance(exc, trio.ClosedResourceError):
+        return "too many say nothing at once"
+    return str(exc)

@@ -1,0 +1,105 @@
+"""The embedded catalog's leases: what a clock that is set, a machine that restarts and a busy disk do to them."""
+
+import pathlib
+import sqlite3
+
+import pytest
+import trio
+
+from metadata import boot_clock
+from metadata.catalog import Change
+from metadata.catalog_sqlite import SqliteCatalog, create_sqlite_catalog, open_sqlite_catalog
+from metadata.errors import NotFound
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "catalog.sqlite"
+    create_sqlite_catalog(path)
+    return path
+
+
+async def is_there(catalog: SqliteCatalog, key: bytes) -> bool:
+    await catalog.transact(Change(puts=((b"any", b""),)))  # which ends the leases that are over
+    return bool((await catalog.read(key))[0])
+
+
+def test_leases_go_by_a_clock_that_nobody_sets(path: pathlib.Path) -> None:
+    async def main() -> None:
+        catalog = await open_sqlite_catalog(path)
+        before_ns = boot_clock.boot_time_ns()
+        await catalog.grant_lease(60)
+        ((ends_ns,),) = catalog._db.execute("SELECT ends_ns FROM lease").fetchall()
+        assert before_ns <= ends_ns - 60 * 10**9 <= boot_clock.boot_time_ns()
+        await catalog.aclose()
+
+    trio.run(main)
+
+
+def test_no_lease_survives_the_machine_s_restart(path: pathlib.Path) -> None:
+    async def main() -> None:
+        before = await open_sqlite_catalog(path, clock_ns=lambda: 10**15)
+        lease = await before.grant_lease(60)
+        await before.transact(Change(puts=((b"key", b""),)), lease=lease)
+        second = await open_sqlite_catalog(path, clock_ns=lambda: 10**15)  # of the same start: it stays
+        assert await is_there(second, b"key")
+        await before.keep_alive(lease)
+        await before.aclose()
+        await second.aclose()
+        after = await open_sqlite_catalog(path, clock_ns=lambda: 10**9, boot=lambda: 4711)
+        assert not await is_there(after, b"key")
+        with pytest.raises(NotFound):
+            await after.keep_alive(lease)
+        lease = await after.grant_lease(60)
+        await after.keep_alive(lease)
+        await after.aclose()
+
+    trio.run(main)
+
+
+def test_keeping_alive_waits_for_no_sync_and_everything_else_does(path: pathlib.Path) -> None:
+    async def main() -> None:
+        catalog = await open_sqlite_catalog(path)
+        lease = await catalog.grant_lease(60)
+        levels: list[tuple[str, int]] = []
+
+        def note(statement: str) -> None:
+            if statement.startswith(("UPDATE", "INSERT")):
+                words = statement.split()
+                ((level,),) = reader.execute("PRAGMA synchronous")
+                levels.append((words[0] if words[0] == "INSERT" else words[1], level))
+
+        reader = catalog._db
+        catalog._db.set_trace_callback(note)
+        await catalog.keep_alive(lease)
+        await catalog.transact(Change(puts=((b"key", b""),)))
+        catalog._db.set_trace_callback(None)
+        await catalog.aclose()
+        normal, full = 1, 2
+        assert ("lease", normal) in levels
+        assert {level for what, level in levels if what != "lease"} == {full}
+
+    trio.run(main)
+
+
+def test_the_boot_s_number_fits_a_row_and_its_clock_goes_on() -> None:
+    assert boot_clock.boot_number() == boot_clock.boot_number()
+    assert 0 < boot_clock.boot_number() < 2**63
+    before = boot_clock.boot_time_ns()
+    assert before <= boot_clock.boot_time_s() * 1e9 + 1e6
+    assert before <= boot_clock.boot_time_ns()
+
+
+def test_a_catalog_of_before_there_were_boots_is_taken_over(path: pathlib.Path) -> None:
+    db = sqlite3.connect(path)
+    db.execute("INSERT INTO lease (ttl_ns, ends_ns) VALUES (1000000000, 4000000000000000000)")
+    db.commit()
+    db.close()
+
+    async def main() -> None:
+        catalog = await open_sqlite_catalog(path)
+        with pytest.raises(NotFound):
+            await catalog.keep_alive(1)
+        await catalog.aclose()
+
+    trio.run(main)
