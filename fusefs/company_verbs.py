@@ -46,13 +46,14 @@ class CompanyVerbs:
                     head.log.pending.data_bytes(),
                 )
                 for head in vdisks.heads.values()
+                if vdisks.is_mine(head.vdisk)
             ]
 
         sources = Sources(
             owners=lambda: company.mirror.owners,
             loaded=loaded,
-            peers=dict,
-            followed=dict,
+            peers=company.publisher.statistics,
+            followed=company.follower.lag,
             counters=dict,
             path_of=paths.path_of,
         )

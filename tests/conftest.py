@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from tests.mounted_nodes import MountedNodes
 from tests.mounted_pool import MountedPool, kill_processes
 
 hypothesis.settings.register_profile("short", deadline=None, max_examples=50, print_blob=True)
@@ -92,3 +93,14 @@ def mounted(unmounted: MountedPool) -> MountedPool:
     """The same, mounted."""
     unmounted.mount()
     return unmounted
+
+
+@pytest.fixture
+def nodes(tmp_path: pathlib.Path) -> Iterator[MountedNodes]:
+    """A formatted pool that any number of nodes can mount; everything is cleaned up."""
+    found = MountedNodes(tmp_path)
+    try:
+        yield found
+    finally:
+        found.tear_down()
+    assert found.stray_errors() == []

@@ -79,18 +79,21 @@ def kill_processes(folder: pathlib.Path) -> None:
 class MountedPool:
     """One pool under ``folder``, mounted by a test or not."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, *, node: str = "here", pool: pathlib.Path | None = None) -> None:
         self.folder = folder
-        self.pool = folder / "pool"
+        self.node = node
+        self.pool = pool or folder / "pool"
         self.mountpoint = folder / "mnt"
         self.state = folder / "state"
-        self.mountpoint.mkdir()
+        self.mountpoint.mkdir(parents=True)
+        self.prefix: tuple[str, ...] = ()
+        """What the command line is run with: a network namespace's entrance."""
         self.expects_errors = False
         """True where a test provokes ERROR lines in the daemon's log."""
 
     def run(self, *arguments: object, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run ``vdiskfs ARGUMENTS`` and insist on its exit code."""
-        command = [sys.executable, "-m", "tools.cli", *map(str, arguments)]
+        command = [*self.prefix, sys.executable, "-m", "tools.cli", *map(str, arguments)]
         done = subprocess.run(
             command,
             env=package_environment(),
@@ -111,7 +114,7 @@ class MountedPool:
 
     def mount(self, *options: object) -> None:
         """Mount; ready when it returns."""
-        self.run("mount", self.pool, self.mountpoint, "--state", self.state, "--node", "here", *options)
+        self.run("mount", self.pool, self.mountpoint, "--state", self.state, "--node", self.node, *options)
 
     def umount(self) -> None:
         """Unmount; everything flushed and no process left when it returns."""
