@@ -3,6 +3,7 @@
 A node without others, as many tests build it, has none, and then nothing here costs or waits for anything.
 """
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,10 @@ from replication.loading import Loading
 from replication.mirror import Mirror
 from replication.ownership import Resting
 from replication.publisher import Publisher
+from replication.versions import Versions
 from replication.workspace import Workspace
+
+TICK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,13 @@ class Company:
         self.follower = Follower(
             space, links, membership, mirror=self.mirror, family=holdings.family, loading=holdings.loading
         )
+        self.versions = Versions(
+            os.path.join(os.path.dirname(space.index.path), "versions"),
+            space.index,
+            holdings.family,
+            follower=self.follower,
+            clock_s=space.clock_s,
+        )
 
     def has_others(self) -> bool:
         """Whether any other node has a session, as far as this node knows."""
@@ -87,3 +98,6 @@ class Company:
             nursery.start_soon(self.fence.run)
             nursery.start_soon(self.publisher.run)
             nursery.start_soon(self.follower.run)
+            while True:
+                await trio.sleep(TICK_S)
+                self.versions.end_pins()

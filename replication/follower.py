@@ -80,6 +80,10 @@ class Newest:
     mtime_ns: int
 
 
+Rebuilt = Callable[[int, Callable[[int], bool]], None]
+"""Given a vdisk, and what says whether the index that was built anew has a version."""
+
+
 @dataclass(slots=True, eq=False)
 class _Following:
     """A subscription."""
@@ -120,8 +124,10 @@ class Follower:
         """Counts publications applied."""
         self.gaps = 0
         """Counts those before which something was missing."""
-        self.pinned: Callable[[], Iterable[int]] = tuple
-        """Vdisks of which something is pinned besides what open readers read."""
+        self.pinned: list[Callable[[], Iterable[int]]] = []
+        """Who knows vdisks of which something is pinned besides what open readers read."""
+        self.rebuilt: list[Rebuilt] = []
+        """Told when an index was built anew."""
         mirror.listeners.append(self._note_owner)
         links.serve(PUBLISH, self._publish)
         links.serve(MOVED, self._moved)
@@ -246,7 +252,7 @@ class Follower:
             record = (standing.place, standing.check)
             return catch_up(space.pool, space.index, lineage, record=record, may_rebuild=may_rebuild)
 
-        return await self._bring(vdisk, attempt, kept=lineage.kept)
+        return await self._bring(vdisk, attempt, kept=standing.kept)
 
     async def _read_pool(self, vdisk: int, facts: VdiskFacts) -> VdiskState:
         """Without the owner's word."""
@@ -256,30 +262,34 @@ class Follower:
         def attempt(may_rebuild: bool) -> Recovered | None:
             return go_on(space.pool, space.index, lineage, may_rebuild=may_rebuild)
 
-        return await self._bring(vdisk, attempt, kept=lineage.kept)
+        return await self._bring(vdisk, attempt)
 
     def _lineage(self, vdisk: int, facts: VdiskFacts, *, kept: Iterable[int] = ()) -> Lineage:
         found = self._loading.lineage(vdisk, facts)
         return replace(found, kept=tuple(sorted({*found.kept, *kept})))
 
     async def _bring(
-        self, vdisk: int, attempt: Callable[[bool], Recovered | None], *, kept: Iterable[int]
+        self, vdisk: int, attempt: Callable[[bool], Recovered | None], *, kept: Iterable[int] = ()
     ) -> VdiskState:
         """Brings the index forward; if it must be built anew, then while nobody looks into it."""
         recovered = await self._workspace.wait_for(functools.partial(attempt, False))
         if recovered is None:
-            self._lose_views(vdisk, set(kept) - self._family.pinned_versions(vdisk))
+            known = set(self._family.kept_versions(vdisk)) - self._family.pinned_versions(vdisk) | set(kept)
             async with self._workspace.moves.rebuilding(vdisk):
                 recovered = await self._workspace.wait_for(functools.partial(attempt, True))
-        assert recovered is not None
+                assert recovered is not None
+                start = recovered.start
+                self._note_rebuilt(vdisk, lambda version: version >= start or version in known)
         self._loading.groups(vdisk).segments.clear()
         return recovered.state
 
-    def _lose_views(self, vdisk: int, kept: set[int]) -> None:
-        """What only this node's readers kept is not in an index that is built anew."""
+    def _note_rebuilt(self, vdisk: int, has: Callable[[int], bool]) -> None:
+        """What only this node's readers kept may not be in an index that was built anew."""
         for reader in list(self._workspace.moves.readers):
-            if isinstance(reader, View) and reader.vdisk == vdisk and reader.version not in kept:
+            if isinstance(reader, View) and reader.vdisk == vdisk and not has(reader.version):
                 reader.lost = True
+        for listener in self.rebuilt:
+            listener(vdisk, has)
 
     # ---- what owners tell
 
@@ -324,7 +334,7 @@ class Follower:
             record = (told.place, told.check)
             return catch_up(space.pool, space.index, lineage, record=record, may_rebuild=may_rebuild)
 
-        return await self._bring(vdisk, attempt, kept=lineage.kept)
+        return await self._bring(vdisk, attempt)
 
     async def _moved(self, node: str, values: Mapping[str, Any], _: bytes) -> Answer:
         self._mirror.note_owner(number_in(values, "vdisk"), Owner(node, number_in(values, "epoch")))
@@ -360,7 +370,7 @@ class Follower:
 
     def _needed(self) -> set[int]:
         """Vdisks of others that somebody here reads, or may be about to."""
-        found = set(self.pinned())
+        found = {vdisk for pinned in self.pinned for vdisk in pinned()}
         for reader in list(self._workspace.moves.readers):
             if isinstance(reader, View):
                 found.add(reader.vdisk)

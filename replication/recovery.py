@@ -361,6 +361,8 @@ class Recovered:
 
     state: VdiskState
     last_version: int
+    start: int = 0
+    """The version from which records were applied: what was kept of earlier ones, only that has its rows."""
 
 
 def recover(
@@ -474,7 +476,7 @@ def _apply_to(
             progress(number, len(links))
     if links:
         builder.flush()
-    return Recovered(builder.state, max(reader.last_version, tail.record.version))
+    return Recovered(builder.state, max(reader.last_version, tail.record.version), start.version)
 
 
 def _own_starting_point(

@@ -142,6 +142,7 @@ class Vdisks:
         self._claimed |= {id_in_key(row.key, OWNER_PREFIX) for row in owners}
         if self.company is not None:
             self.company.mirror.load_owners(owners)
+            self.company.versions.open()
         for row in rows:
             resting = read_resting(decode_value(row.key, row.value))
             if resting is not None:
@@ -161,6 +162,8 @@ class Vdisks:
     async def __aexit__(self, *exc: object) -> None:
         with trio.CancelScope(shield=True):
             await self.rest_all()
+        if self.company is not None:
+            self.company.versions.close()
         self.workspace.close_threads()
 
     # ---- handles
@@ -201,6 +204,8 @@ class Vdisks:
         found, snapshot = self._views.get(snapshot_id), self.family.by_id(snapshot_id)
         if found is not None:
             return found
+        if snapshot is None and self.company is not None:
+            snapshot = self.company.versions.opened(snapshot_id)
         if snapshot is None:
             raise NotFound(f"there is no such snapshot id={snapshot_id}")
         vdisk, version = snapshot.vdisk, snapshot.version
@@ -267,6 +272,7 @@ class Vdisks:
         if served is None:
             file_id = file_of(number)
             is_snapshot = file_id in self._views or self.family.by_id(file_id) is not None
+            is_snapshot |= self.company is not None and self.company.versions.owns(file_id)
             self._files.expect(file_id)
             try:
                 if is_snapshot:
@@ -503,8 +509,11 @@ class Vdisks:
         return None if vdisk in self._claimed else VdiskStat(self.family.descent(vdisk).size, 0, 0, 0)
 
     async def stat(self, vdisk: VdiskId) -> VdiskStat:
-        """As ``stat_nowait``, loading the head if it must."""
+        """As ``stat_nowait``, loading the head if it must, or asking its owner."""
         stat = self.stat_nowait(vdisk)
+        if stat is None and self.company is not None and not self.is_mine(vdisk):
+            newest = await self.company.follower.newest(vdisk)
+            return VdiskStat(newest.size, newest.own_blocks * BLOCK_BYTES, newest.mtime_ns, newest.version)
         if stat is None:
             await self.head(vdisk)
             stat = self.stat_nowait(vdisk)

@@ -1,0 +1,265 @@
+"""The inodes under which this node shows versions of vdisks that other nodes own.
+
+A name of such a vdisk leads to the inode of (vdisk, newest version), which never changes: a new version is another inode,
+as if each publication had replaced the file. Their numbers are this node's own, from FIRST_ID on, and lie in a file of the
+state directory, so that the next daemon knows what the kernel kept from this one.
+
+**Pins.** A version that was looked up stays readable for LOOKUP_PIN_S, one that is open until it is closed. What was
+pinned when a daemon died stays so until the kernel says that it has forgotten it. A version whose pin has ended can be
+opened again only if nothing newer was applied meanwhile; else the kernel is told that its inode is stale, and looks again.
+"""
+
+import errno
+import logging
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from xxhash import xxh3_64_intdigest
+
+from metadata.errors import InvalidRequest
+from metadata.index import Index
+from metadata.snapshots import Snapshot
+from replication.family import Family
+from replication.follower import Follower, Newest
+
+log = logging.getLogger(__name__)
+
+FIRST_ID, END_ID = 1 << 39, 1 << 40
+LOOKUP_PIN_S = 10.0
+"""An open that follows a lookup comes within microseconds; a path walk stopped in between may take longer."""
+_WASTE_MAX = 4096
+"""Records of the file that count for nothing before it is written anew."""
+_RECORD = struct.Struct("<9Q")
+
+
+class _Kind(IntEnum):
+    """What a record of the file says."""
+
+    MADE = 1
+    UNPINNED = 2
+    FORGOTTEN = 3
+
+
+@dataclass(slots=True, eq=False)
+class _Version:
+    """An inode."""
+
+    snapshot: Snapshot
+    """What a reader needs to know, in the shape of one with a name."""
+    check: int
+    pinned_until_s: float = 0.0
+    is_pinned: bool = False
+    is_lost: bool = False
+    """The index was built anew without it."""
+
+
+class Versions:
+    """One to a node that has others; owned by its ``Company``.
+
+    Args:
+        path: of the file.
+        index: this node's.
+        family: where versions are pinned.
+        follower: knows what is newest.
+        clock_s: the node's.
+    """
+
+    def __init__(
+        self, path: str, index: Index, family: Family, *, follower: Follower, clock_s: Callable[[], float]
+    ) -> None:
+        self._path, self._index, self._family, self._follower = path, index, family, follower
+        self._clock_s = clock_s
+        self._by_id: dict[int, _Version] = {}
+        self._ids: dict[tuple[int, int, int], int] = {}
+        self._next_id, self._records, self._fd = FIRST_ID, 0, -1
+        follower.rebuilt.append(self._note_rebuilt)
+        follower.pinned.append(self._pinned_vdisks)
+
+    # ---- the file
+
+    def open(self) -> None:
+        """Reads what an earlier daemon left; all of it is pinned until the kernel forgets it."""
+        for kind, number, found in self._read():
+            if kind == _Kind.MADE:
+                self._by_id[number] = found
+                self._next_id = max(self._next_id, number + 1)
+            elif kind == _Kind.UNPINNED and number in self._by_id:
+                self._by_id[number].pinned_until_s = -math.inf
+            elif kind == _Kind.FORGOTTEN:
+                self._by_id.pop(number, None)
+        for number, version in self._by_id.items():
+            snapshot = version.snapshot
+            self._ids[snapshot.vdisk, snapshot.version, version.check] = number
+            if version.pinned_until_s >= 0:
+                self._pin(version, math.inf)
+        self._rewrite()
+
+    def close(self) -> None:
+        """At the daemon's end."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read(self) -> Iterable[tuple[int, int, _Version]]:
+        try:
+            with open(self._path, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            return
+        for at in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
+            record = data[at : at + _RECORD.size]
+            word, vdisk, number, check, size, own_blocks, overlap, mtime_ns, digest = _RECORD.unpack(record)
+            if xxh3_64_intdigest(record[:-8]) != digest:
+                log.warning("the list of version inodes is cut short: %s", self._path)
+                return
+            snapshot = _snapshot(word >> 8, Newest(vdisk, number, check, size, own_blocks, overlap, mtime_ns))
+            yield word & 0xFF, word >> 8, _Version(snapshot, check)
+
+    def _write(self, kind: _Kind, version: _Version) -> bytes:
+        one = version.snapshot
+        body = struct.pack(
+            "<8Q",
+            one.id << 8 | kind,
+            one.vdisk,
+            one.version,
+            version.check,
+            one.size,
+            one.own_blocks,
+            one.overlap,
+            one.mtime_ns,
+        )
+        return body + xxh3_64_intdigest(body).to_bytes(8, "little")
+
+    def _note(self, kind: _Kind, version: _Version) -> None:
+        os.write(self._fd, self._write(kind, version))
+        self._records += 1
+        if self._records > 2 * len(self._by_id) + _WASTE_MAX:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        records = []
+        for version in self._by_id.values():
+            records.append(self._write(_Kind.MADE, version))
+            if not version.is_pinned:
+                records.append(self._write(_Kind.UNPINNED, version))
+        with open(self._path + ".new", "wb") as file:
+            file.write(b"".join(records))
+        os.rename(self._path + ".new", self._path)
+        self.close()
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._records = len(records)
+
+    # ---- looking up, opening, forgetting
+
+    def owns(self, inode: int) -> bool:
+        """Whether a number is of the range that belongs here."""
+        return FIRST_ID <= inode < END_ID
+
+    def by_id(self, inode: int) -> Snapshot | None:
+        """The version that an inode is, whether it can still be read or not."""
+        version = self._by_id.get(inode)
+        return None if version is None else version.snapshot
+
+    async def look_up(self, vdisk: int) -> Snapshot:
+        """The newest version of a vdisk that another node owns, pinned for a while.
+
+        Raises:
+            As ``Follower.newest``.
+        """
+        newest = await self._follower.newest(vdisk)
+        return self._shown(newest).snapshot
+
+    def _shown(self, newest: Newest) -> _Version:
+        """No await since ``newest`` was newest: its rows are there."""
+        key = newest.vdisk, newest.version, newest.check
+        version = self._by_id.get(self._ids.get(key, 0))
+        if version is None or version.is_lost:
+            version = _Version(_snapshot(self._next_id, newest), newest.check)
+            self._by_id[self._next_id] = version
+            self._ids[key] = self._next_id
+            self._next_id += 1
+            self._note(_Kind.MADE, version)
+        self._pin(version, self._clock_s() + LOOKUP_PIN_S)
+        return version
+
+    def opened(self, inode: int) -> Snapshot | None:
+        """The version that an inode is, pinned for a while; None if it is none.
+
+        Raises:
+            InvalidRequest: it can be read no more: the name must be looked up again (ESTALE).
+        """
+        version = self._by_id.get(inode)
+        if version is None:
+            return None
+        if not version.is_pinned:
+            state = self._index.state(version.snapshot.vdisk)
+            if version.is_lost or state is None or state.record_check != version.check:
+                raise InvalidRequest(
+                    f"this version is gone vdisk={version.snapshot.vdisk} version={version.snapshot.version}",
+                    number=errno.ESTALE,
+                )
+        self._pin(version, self._clock_s() + LOOKUP_PIN_S)
+        return version.snapshot
+
+    def forget(self, inode: int) -> None:
+        """The kernel knows this inode no more."""
+        version = self._by_id.pop(inode, None)
+        if version is None:
+            return
+        one = version.snapshot
+        self._unpin(version)
+        if self._ids.get((one.vdisk, one.version, version.check)) == inode:
+            del self._ids[one.vdisk, one.version, version.check]
+        self._note(_Kind.FORGOTTEN, version)
+
+    def keep_only(self, kernel_knows: Callable[[int], bool]) -> None:
+        """At a daemon's start: what the kernel does not know, it will not forget again."""
+        for inode in [inode for inode in self._by_id if not kernel_knows(inode)]:
+            self.forget(inode)
+
+    def end_pins(self) -> None:
+        """Now and then: pins of what was looked up and not opened end."""
+        now_s = self._clock_s()
+        for version in list(self._by_id.values()):
+            if version.is_pinned and version.pinned_until_s < now_s:
+                self._unpin(version)
+                self._note(_Kind.UNPINNED, version)
+
+    def _pin(self, version: _Version, until_s: float) -> None:
+        version.pinned_until_s = max(until_s, version.pinned_until_s)
+        if not version.is_pinned:
+            version.is_pinned = True
+            self._family.pin(version.snapshot.vdisk, version.snapshot.version)
+
+    def _unpin(self, version: _Version) -> None:
+        if version.is_pinned:
+            version.is_pinned = False
+            version.pinned_until_s = 0.0
+            self._family.unpin(version.snapshot.vdisk, version.snapshot.version)
+
+    def _pinned_vdisks(self) -> set[int]:
+        return {version.snapshot.vdisk for version in self._by_id.values() if version.is_pinned}
+
+    def _note_rebuilt(self, vdisk: int, has: Callable[[int], bool]) -> None:
+        for version in self._by_id.values():
+            if version.snapshot.vdisk == vdisk and not has(version.snapshot.version):
+                version.is_lost = True
+                self._unpin(version)
+
+
+def _snapshot(number: int, newest: Newest) -> Snapshot:
+    return Snapshot(
+        vdisk=newest.vdisk,
+        name="",
+        id=number,
+        version=newest.version,
+        size=newest.size,
+        own_blocks=newest.own_blocks,
+        overlap=newest.overlap,
+        mtime_ns=newest.mtime_ns,
+        created_ns=newest.mtime_ns,
+    )
