@@ -124,6 +124,8 @@ async def make_cluster(catalog: Catalog, folder: str, *, is_asked: bool = False)
         Exists: (asked for) the pool has a cluster.
         InvalidRequest: another cluster claimed the pool meanwhile.
     """
+    if is_asked and await read_cluster(catalog) is not None:
+        raise Exists("the pool has a cluster already: 'vdiskfs cluster join' lets nodes in")
     await trio.to_thread.run_sync(_make_authority, folder)
     authority = await trio.to_thread.run_sync(_read_authority, folder)
     cluster = Cluster(cluster_of(authority.certificate), _hash(authority.certificate))

@@ -164,7 +164,7 @@ class Session:
         rows, _ = await self._catalog.read(self._key)
         own = [row for row in rows if row.key == self._key]
         if own and not self._is_alone:
-            other = _read_member(own[0].key, own[0].value)
+            other = read_member(own[0].key, own[0].value)
             if other is not None and other.identity != self._member.identity:
                 return False
         lease = await self._catalog.grant_lease(SESSION_S)
@@ -248,7 +248,7 @@ class Session:
             self._members.pop(name, None)
             return
         try:
-            member = _read_member(key, value)
+            member = read_member(key, value)
         except Corrupt as exc:
             log.warning("%s", exc)
             return
@@ -267,7 +267,12 @@ class Session:
         self._moved_on = trio.Event()
 
 
-def _read_member(key: bytes, value: bytes) -> Member:
+def read_member(key: bytes, value: bytes) -> Member:
+    """The member whose session is in this row.
+
+    Raises:
+        Corrupt: it cannot be read.
+    """
     node = key[len(SESSION_PREFIX) :].decode(errors="replace")
     match decode_value(key, value):
         case {"host": str(host), "port": int(port), "identity": str(identity)}:

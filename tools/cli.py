@@ -15,6 +15,7 @@ from typing import NoReturn
 from fusefs.settings import LISTEN_DEFAULT
 from metadata.errors import InvalidRequest, VdiskfsError
 from metadata.units import NAME_BYTES_MAX, TRASH_S_DEFAULT
+from tools.cluster_arguments import cluster_verbs
 from tools.difference_arguments import add_difference_verbs
 from tools.durations import parse_duration
 from tools.sizes import parse_size
@@ -106,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, add, summary in (
         ("snap", add_snap_verbs, "make, list, delete, restore snapshots"),
         ("trash", add_trash_verbs, "list, restore, purge deleted vdisks"),
+        ("cluster", cluster_verbs(_node), "say who may be a node of a pool, and who is there"),
     ):
         group = verbs.add_parser(name, help=summary, description=summary)
         add(_adding_to(group.add_subparsers(metavar="VERB", required=True, parser_class=OneLineParser)))
