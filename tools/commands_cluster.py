@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 
 from fusefs import state_directory
-from metadata.catalog import SESSION_PREFIX
+from metadata.catalog import SESSION_PREFIX, Change
 from metadata.catalog_sqlite import SqliteCatalog, open_sqlite_catalog
 from metadata.errors import InvalidRequest
 from replication.credentials import authority_folder, ensure_credentials, make_cluster, read_cluster
@@ -62,6 +62,7 @@ def list_nodes(arguments: argparse.Namespace) -> int:
 
     async def read(catalog: SqliteCatalog) -> dict[str, object]:
         cluster = await read_cluster(catalog)
+        await catalog.transact(Change())  # ends the sessions that are over: perhaps no node is there to do so
         rows, _ = await catalog.read(SESSION_PREFIX)
         members = [read_member(row.key, row.value) for row in rows]
         return {
