@@ -23,10 +23,10 @@ from metadata.catalog import (
     decode_value,
     id_in_key,
     name_key,
+    split_name_key,
 )
 from metadata.namespace import Namespace
 
-_NAME_AT = len(name_key(0, b""))
 _SNAP_NAME_AT = len(SNAP_PREFIX) + 16 + 1
 AT_ONCE = 16
 """Entries the kernel is told of together: one that waits for a directory's lock does not hold up the others."""
@@ -47,7 +47,14 @@ class Invalidation:
         self._entries: dict[tuple[int, bytes], None] = {}
         self._inodes: dict[int, None] = {}
         """In order of arrival. No more than there are names and inodes: each waits once."""
-        self._arrived = trio.Event()
+        self._arrived, self._settled = trio.Event(), trio.Event()
+        self._settled.set()
+        self._telling = 0
+
+    async def settled(self) -> None:
+        """Returns when the kernel has been told of everything."""
+        while not self._settled.is_set():
+            await self._settled.wait()
 
     def note_events(self, events: Sequence[Event], *, is_own: bool) -> None:
         """As ``CatalogListener``."""
@@ -61,7 +68,7 @@ class Invalidation:
             elif event.key.startswith(SNAP_PREFIX) and event.value is None:
                 folder = SYNTHETIC_IDS_FROM | id_in_key(event.key, SNAP_PREFIX)
                 self._entries[folder, event.key[_SNAP_NAME_AT:]] = None
-        self._arrived.set()
+        self._note_arrival()
 
     def note_reload(self, rows: Sequence[Row], revision: int) -> None:
         """As ``CatalogListener``: whatever stands for something else than before."""
@@ -75,11 +82,21 @@ class Invalidation:
                 inode = id_in_key(row.key, INODE_PREFIX)
                 if row.revision != self._namespace.inode_revision(inode):
                     self._inodes[inode] = None
-        self._arrived.set()
+        self._note_arrival()
+
+    def _note_arrival(self) -> None:
+        if self._entries or self._inodes:
+            self._arrived.set()
+            if self._settled.is_set():
+                self._settled = trio.Event()
+
+    def _note_told(self) -> None:
+        if not (self._entries or self._inodes or self._telling):
+            self._settled.set()
 
     def _note_name(self, event: Event) -> None:
         """The mirror shows what was there before; for a name that was not, the kernel has no entry."""
-        parent, name = id_in_key(event.key, NAME_PREFIX), event.key[_NAME_AT:]
+        parent, name = split_name_key(event.key)
         before = self._namespace.find(parent, name)
         if before is not None and (event.value is None or decode_value(event.key, event.value) != before):
             self._entries[parent, name] = None
@@ -101,10 +118,14 @@ class Invalidation:
                         break
                     entry = next(iter(self._entries))
                     del self._entries[entry]
+                    self._telling += 1
                     nursery.start_soon(self._forget, entry, limit)
+                self._note_told()
 
     async def _forget(self, entry: tuple[int, bytes], limit: trio.Semaphore) -> None:
         try:
             await self._kernel.forget_entry(*entry)
         finally:
+            self._telling -= 1
             limit.release()
+            self._note_told()

@@ -18,7 +18,7 @@ the namespace); then the mirror catches up and everything is planned again, erro
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -27,6 +27,7 @@ from typing import Protocol, Self
 import trio
 
 from metadata.catalog import (
+    NAME_PREFIX,
     NEXT_ID_KEY,
     ROOT_ID,
     SYNTHETIC_IDS_FROM,
@@ -36,6 +37,7 @@ from metadata.catalog import (
     Event,
     Row,
     merge_changes,
+    split_name_key,
 )
 from metadata.errors import Conflict, Corrupt, NotFound, Unavailable, VdiskfsError
 from metadata.namespace import Namespace
@@ -78,6 +80,8 @@ class _Request:
     plan: Plan
     done: trio.Event = field(default_factory=trio.Event)
     error: Exception | None = None
+    revision: int = 0
+    """At which it took names away; 0: it did not."""
 
 
 class NamespaceStore:
@@ -87,10 +91,16 @@ class NamespaceStore:
     cancelled fail. Leaving, after ``run`` has ended, stores the times that are still to be stored.
     """
 
-    def __init__(self, catalog: Catalog, *, has_company: Callable[[], bool] = lambda: False) -> None:
-        """``has_company``: whether other nodes are live."""
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        has_company: Callable[[], bool] = lambda: False,
+        announce: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        """``has_company``: whether other nodes are live; ``announce``: tells them that names are gone (a revision)."""
         self.namespace = Namespace()
-        self._catalog, self._has_company = catalog, has_company
+        self._catalog, self._has_company, self._announce = catalog, has_company, announce
         self._listeners: list[CatalogListener] = []
         self._send, self._receive = trio.open_memory_channel[_Request](PENDING_MAX)
         self._moved_on = trio.Event()
@@ -149,6 +159,8 @@ class NamespaceStore:
         await request.done.wait()
         if request.error is not None:
             raise request.error
+        if request.revision and self._announce is not None and self._has_company():
+            await self._announce(request.revision)
 
     def listen(self, listener: CatalogListener) -> None:
         """From now on ``listener`` is told."""
@@ -241,6 +253,9 @@ class NamespaceStore:
                 for request in batch:  # perhaps only one of them asks for too much
                     await self._carry_out([request])
                 return
+            if self._takes_names(change):
+                for request in batch:
+                    request.revision = revision
             await self._follow_own(change, revision)
             return
         for request in batch:
@@ -264,6 +279,15 @@ class NamespaceStore:
             for undo in reversed(undos):
                 namespace.undo(undo)
         return merge_changes(changes) if len(changes) != 1 else changes[0]
+
+    def _takes_names(self, change: Change) -> bool:
+        """Whether a name is gone, or stands for something else; asked before the mirror shows it."""
+        names = [key for key in change.deletes if key.startswith(NAME_PREFIX)]
+        return bool(names) or any(
+            self.namespace.name_revision(*split_name_key(key))
+            for key, _ in change.puts
+            if key.startswith(NAME_PREFIX)
+        )
 
     async def _follow_own(self, change: Change, revision: int) -> None:
         """Let the mirror show what has been carried out at ``revision``."""

@@ -25,6 +25,7 @@ from typing import NoReturn
 import pyfuse3
 import trio
 
+from fusefs.announcing import Announcer, answer_announcements
 from fusefs.belonging import among_nodes
 from fusefs.channel import Channel
 from fusefs.control import ControlServer
@@ -119,7 +120,10 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         links, session = await stack.enter_async_context(among_nodes(settings, catalog))
         times.note("session")
         workspace = Workspace(pool, index, journal, catalog, settings.node, links=links, membership=session)
-        store = await stack.enter_async_context(NamespaceStore(catalog, has_company=workspace.has_others))
+        announce = Announcer(links, session).announce
+        store = await stack.enter_async_context(
+            NamespaceStore(catalog, has_company=workspace.has_others, announce=announce)
+        )
         times.note("names")
         vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
         times.note("journal and logs")
@@ -220,6 +224,7 @@ def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications)
     store.listen(invalidation)
     if vdisks.company is not None:
         store.listen(vdisks.company.mirror)
+        answer_announcements(vdisks.company.links, store.catch_up, invalidation.settled)
     return invalidation
 
 

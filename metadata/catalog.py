@@ -61,6 +61,15 @@ def name_key(parent: int, name: bytes) -> bytes:
     return b"name/%016x/%b" % (parent, name)
 
 
+def split_name_key(key: bytes) -> tuple[int, bytes]:
+    """The directory and the name of an entry.
+
+    Raises:
+        Corrupt: no id is in it.
+    """
+    return id_in_key(key, NAME_PREFIX), key[len(NAME_PREFIX) + 17 :]
+
+
 def orphan_key(inode: int) -> bytes:
     """Where it is noted that an inode without a name is still open."""
     return b"orphan/%016x" % inode
