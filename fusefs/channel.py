@@ -30,6 +30,7 @@ from metadata.units import BLOCK_BYTES
 from replication.commit import begin_nowait, grow_ahead, note_sync
 from replication.head import SYNC_STREAK, Head
 from replication.reader import BLOCK, BLOCK_ANSWER
+from replication.remote import Remote
 from replication.vdisks import Vdisks
 from replication.view import View
 
@@ -261,7 +262,7 @@ class Channel:
         elif size >= STREAM_BYTES and head.log.wants_room_ahead() and not head.room_lock.locked():
             nursery.start_soon(grow_ahead, head)
 
-    def _read_nowait(self, head: Head | View, unique: int, offset: int, size: int) -> bool:
+    def _read_nowait(self, head: Head | View | Remote, unique: int, offset: int, size: int) -> bool:
         """Answers a read if memory can; False: it needs a task."""
         try:
             data = head.read_nowait(offset, size)
@@ -314,7 +315,7 @@ class Channel:
         if isinstance(head, View):
             self._reply(unique, 0)
             return True
-        if head is None or handle is None or handle.errors_told != head.error_no:
+        if not isinstance(head, Head) or handle is None or handle.errors_told != head.error_no:
             return False
         if head.audience is not None:  # durable is not all then: others must have it too
             return False

@@ -11,17 +11,20 @@ from collections.abc import Awaitable, Callable
 
 from fusefs import fuse_abi as abi
 from fusefs.notifications import Notifications
-from metadata.errors import InvalidRequest
+from metadata.errors import InvalidRequest, NotOwner, Unavailable
 from metadata.ids import VdiskId
 from replication import head_read, head_write
 from replication.cloning import COPY_BYTES_MAX, copy_range
 from replication.head import Head
+from replication.remote import Remote
 from replication.vdisks import HANDLE_SHIFT, Vdisks
 
 ClearSuid = Callable[[VdiskId], Awaitable[None]]
 
 _U64 = struct.Struct("<Q")
 _WRITTEN = struct.Struct("<II")
+_OWNERS_MAX = 10
+"""Owners that a vdisk may have while one request waits; so many in a row mean a bug."""
 _UNSUPPORTED = "this kind of fallocate or lseek is not supported"
 
 
@@ -56,14 +59,40 @@ class DataRequests:
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """READ."""
-        return await head_read.read(await self._vdisks.reader_of(fh), offset, size)
+        served = await self._vdisks.reader_of(fh)
+        if isinstance(served, Remote):
+            return await served.read(offset, size)
+        return await head_read.read(served, offset, size)
 
     async def write(self, fh: int, offset: int, data: bytes, *, kill_suid: bool) -> bytes:
         """WRITE."""
         if kill_suid:
             await self._clear_suid(VdiskId(fh & (1 << HANDLE_SHIFT) - 1))
-        await head_write.write(await self._vdisks.head_of(fh), offset, data)
+        await self._change(
+            fh,
+            lambda head: head_write.write(head, offset, data),
+            lambda remote: remote.write(offset, data),
+        )
         return _WRITTEN.pack(len(data), 0)
+
+    async def _change(
+        self,
+        fh: int,
+        here: Callable[[Head], Awaitable[None]],
+        there: Callable[[Remote], Awaitable[None]],
+    ) -> None:
+        """Changes what a handle stands for, here or at its owner; again if the owner changes before it is done."""
+        for _ in range(_OWNERS_MAX):
+            served = await self._vdisks.head_of(fh)
+            if isinstance(served, Remote):
+                await there(served)
+                return
+            try:
+                await here(served)
+                return
+            except NotOwner:  # nothing is done
+                await self._vdisks.follow_owner(VdiskId(served.vdisk))
+        raise Unavailable(f"the vdisk's owner keeps changing vdisk={fh & (1 << HANDLE_SHIFT) - 1}")
 
     async def fsync(self, fh: int) -> bytes:
         """FSYNC: the durability point."""
@@ -72,17 +101,22 @@ class DataRequests:
 
     async def fallocate(self, fh: int, offset: int, length: int, mode: int) -> bytes:
         """FALLOCATE: plain reserves nothing and grows the size; punch and zero make holes."""
-        head = await self._vdisks.head_of(fh)
         end = offset + length
         head_write.check_size(end)
         if (
             mode & abi.FALLOC_PUNCH_HOLE and mode == abi.FALLOC_PUNCH_HOLE | abi.FALLOC_KEEP_SIZE
         ) or mode & ~abi.FALLOC_KEEP_SIZE == abi.FALLOC_ZERO_RANGE:
-            await head_write.punch(head, offset, length)
+            await self._change(
+                fh,
+                lambda head: head_write.punch(head, offset, length),
+                lambda remote: remote.punch(offset, length),
+            )
         elif mode & ~abi.FALLOC_KEEP_SIZE:
             raise InvalidRequest(_UNSUPPORTED, number=errno.EOPNOTSUPP)
-        if not mode & abi.FALLOC_KEEP_SIZE and end > head.size:
-            await head_write.truncate(head, end)
+        if not mode & abi.FALLOC_KEEP_SIZE:
+            await self._change(
+                fh, lambda head: head_write.grow_to(head, end), lambda remote: remote.grow(end)
+            )
         return b""
 
     async def lseek(self, fh: int, offset: int, whence: int) -> bytes:
@@ -93,17 +127,24 @@ class DataRequests:
         if isinstance(head, Head) and self._vdisks.has_buffered_writer(VdiskId(head.vdisk)):
             # The kernel may hold data we have never seen.
             await self._notifications.write_back(head.vdisk, offset)
-        found = await head_read.seek(head, offset, data=whence == os.SEEK_DATA)
+        is_data = whence == os.SEEK_DATA
+        if isinstance(head, Remote):
+            found = await head.seek(offset, data=is_data)
+        else:
+            found = await head_read.seek(head, offset, data=is_data)
         if found is None:
             raise InvalidRequest("nothing behind this offset", number=errno.ENXIO)
         return _U64.pack(found)
 
     async def copy(self, source: int, at: int, *, target: int, to: int, length: int, reply: struct.Struct) -> bytes:  # fmt: skip
         """COPY_FILE_RANGE; may copy less than asked, and is then asked again."""
+        reader, writer = await self._vdisks.reader_of(source), await self._vdisks.head_of(target)
+        if isinstance(reader, Remote) or isinstance(writer, Remote):  # the kernel reads and writes instead
+            raise InvalidRequest("another node owns it", number=errno.EOPNOTSUPP)
         copied = await copy_range(
             self._vdisks,
-            await self._vdisks.reader_of(source),
-            await self._vdisks.head_of(target),
+            reader,
+            writer,
             offset=at,
             to=to,
             length=min(length, COPY_BYTES_MAX),

@@ -82,6 +82,7 @@ class ServedVdisks(Protocol):
 
     async def open(self, vdisk: VdiskId, *, flags: int = 0) -> int: ...
     async def open_version(self, snapshot: int) -> int: ...
+    def is_remote(self, number: int) -> bool: ...
     def close(self, number: int) -> None: ...
     def has_handles(self, vdisk: VdiskId) -> bool: ...
     def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None: ...
@@ -286,7 +287,7 @@ class Operations(pyfuse3.Operations):
                 raise
         number = await self._open(inode, flags, ctx)
         try:
-            return pyfuse3.FileInfo(fh=number, keep_cache=True), await self._attributes(inode)
+            return self._file(number), await self._attributes(inode)
         except BaseException:
             self._vdisks.close(number)
             raise
@@ -344,7 +345,12 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(fh=await self._open(inode, flags, ctx), keep_cache=True)
+        return self._file(await self._open(inode, flags, ctx))
+
+    def _file(self, number: int) -> pyfuse3.FileInfo:
+        """What the kernel is told of a new handle: it caches nothing of what another node writes."""
+        is_remote = self._vdisks.is_remote(number)
+        return pyfuse3.FileInfo(fh=number, keep_cache=not is_remote, direct_io=is_remote)
 
     @_answering
     async def flush(self, fh: int) -> None:

@@ -11,6 +11,7 @@ from fusefs import fuse_abi as abi
 from metadata.units import BLOCK_BYTES
 from replication.groups import keep_split
 from replication.head import Head
+from replication.remote import Remote
 from replication.view import View
 
 WRITE_BYTES_MAX = abi.REQUEST_PAGES << 12
@@ -46,7 +47,9 @@ class Slots:
         self._writes: list[Waiting] = []
         self._head: Head | None = None
 
-    def take(self, head: Head | View | None, unique: int, *, fh: int, offset: int, flags: int) -> bool:
+    def take(
+        self, head: Head | View | Remote | None, unique: int, *, fh: int, offset: int, flags: int
+    ) -> bool:
         """Lets the write of one block in the next slot wait, if it is of the kind and for the head that may."""
         if offset & (BLOCK_BYTES - 1) or flags & abi.WRITE_KILL_SUIDGID:
             return False

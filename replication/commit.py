@@ -57,14 +57,7 @@ async def flush(head: Head) -> None:
     target = head.change_no
     head.flushing += 1
     try:
-        while not head.gone and head.committed_no < target:
-            errors = head.error_no
-            if head.commit_done is None and not begin_nowait(head):
-                await _begin_with_room(head)
-            if head.commit_done is not None:
-                await head.commit_done.wait()
-            if head.error_no != errors and head.committed_no < target and head.last_error is not None:
-                raise head.last_error
+        await _commit_to(head, target)
         while not head.gone and head.light_commits:
             if head.commit_done is None and not begin_nowait(head):
                 if _needs_record(head):
@@ -78,6 +71,30 @@ async def flush(head: Head) -> None:
         head.flushing -= 1
     if head.audience is not None:
         await head.audience.wait(head.log.version)
+
+
+async def commit_light(head: Head) -> None:
+    """As ``flush``, but the index may lag behind: for who commits behind every write.
+
+    Raises:
+        NoSpace, Unavailable, Corrupt, Fenced: as ``flush``.
+    """
+    await _commit_to(head, head.change_no, light=True)
+    if head.audience is not None:
+        await head.audience.wait(head.log.version)
+
+
+async def _commit_to(head: Head, target: int, *, light: bool = False) -> None:
+    if isinstance(head.closed, Fenced):
+        raise again(head.closed)
+    while not head.gone and head.committed_no < target:
+        errors = head.error_no
+        if head.commit_done is None and not begin_nowait(head, light=light):
+            await _begin_with_room(head)
+        if head.commit_done is not None:
+            await head.commit_done.wait()
+        if head.error_no != errors and head.committed_no < target and head.last_error is not None:
+            raise again(head.last_error)
 
 
 def note_sync(head: Head) -> None:
@@ -100,7 +117,9 @@ def begin_nowait(head: Head, *, light: bool = False) -> bool:
     flight = head.flight
     if flight is not None and flight.finished:
         _end(head, flight)
-    if head.commit_done is not None or head.gone or head.closed is not None or not head.is_dirty:
+    if head.commit_done is not None or head.gone or not head.is_dirty:
+        return False
+    if isinstance(head.closed, Fenced):
         return False
     if not head.running or head.room_lock.locked() or not head.log.record_fits():
         return False
@@ -179,6 +198,7 @@ def _judged(head: Head, flight: Flight, error: VdiskfsError | None) -> None:
         return
     if isinstance(error, Fenced):
         head.close(error)
+        head.journal_forfeited = True
     flight.failure = error
     _end(head, flight)
 
@@ -232,7 +252,9 @@ def can_begin_held(head: Head) -> bool:
     """Whether ``begin_held`` may be called now."""
     if not _needs_record(head):
         return True
-    return head.closed is None and head.running and not head.room_lock.locked() and head.log.record_fits()
+    if isinstance(head.closed, Fenced):
+        return False
+    return head.running and not head.room_lock.locked() and head.log.record_fits()
 
 
 def _needs_record(head: Head) -> bool:
@@ -430,11 +452,11 @@ async def start_running(head: Head) -> None:
         NotOwner: another node is.
         Fenced: another node is, though this one was.
     """
-    if head.closed is not None:
+    if head.closed is not None and (not head.running or isinstance(head.closed, Fenced)):
         raise again(head.closed)
     if not head.running:
         head.log.begin_epoch(await _claim(head))
-        head.running = True
+        head.running = head.owned = True
 
 
 async def _claim(head: Head) -> Epoch:
@@ -464,6 +486,8 @@ async def _make_room(head: Head, block_count: int, *, for_data: bool = True) -> 
         await head.workspace.wait_for(lambda: owner_log.give_back(room))
         return
     owner_log.use_room(room)
+    if head.closed is not None:  # for the record of what was accepted before, and no more
+        owner_log.close_room()
 
 
 async def _rescue(head: Head) -> None:
@@ -480,6 +504,8 @@ async def _rescue(head: Head) -> None:
         if place != old:
             head.repoint(block_no, count, old=old, new=place)
     owner_log.use_rescued(rescued)
+    if head.closed is not None:
+        owner_log.close_room()
 
 
 async def relieve_journal(workspace: Workspace, entries: int) -> None:

@@ -3,48 +3,28 @@
 A node without others, as many tests build it, has none, and then nothing here costs or waits for anything.
 """
 
+import errno
 import os
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import trio
 
-from metadata.errors import VdiskfsError
+from metadata.errors import InvalidRequest, NotOwner, VdiskfsError
 from metadata.ids import VdiskId
 from replication.cluster import Links, Membership
-from replication.family import Family
 from replication.fence import Fence
 from replication.follower import Follower
-from replication.handles import Handles
+from replication.forwarding import Forwarding
 from replication.head import Head
-from replication.loading import Loading
+from replication.holdings import Holdings
 from replication.mirror import Mirror
-from replication.ownership import Resting
 from replication.publisher import Publisher
+from replication.remote import Remote
+from replication.transfers import Transfers
 from replication.versions import Versions
-from replication.workspace import Workspace
 
 TICK_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """What a node has itself, as its dealings with the others need it; owned by ``Vdisks``."""
-
-    workspace: Workspace
-    family: Family
-    loading: Loading
-    heads: dict[int, Head]
-    files: Handles
-    head: Callable[[VdiskId], Awaitable[Head]]
-    """Loads a head that this node may have."""
-    put_to_rest: Callable[[Head], Awaitable[None]]
-    resting: dict[int, Resting]
-    """Summaries of vdisks that nobody writes."""
-    claimed: set[int]
-    """Vdisks that have been written."""
-    note_gone: Callable[[int], None]
-    """A vdisk is deleted."""
+OPEN_TRIES = 10
+"""Ownership may move between being asked for and being used; so often in a row means a bug."""
 
 
 class Company:
@@ -85,12 +65,69 @@ class Company:
             clock_s=space.clock_s,
         )
 
+        self.transfers = Transfers(holdings, links, membership, mirror=self.mirror, publisher=self.publisher)
+        self.forwarding = Forwarding(links, head=holdings.head, files=holdings.files)
+
     def has_others(self) -> bool:
         """Whether any other node has a session, as far as this node knows."""
         return len(self.membership.members()) > 1
 
     def _note_deposed(self, vdisk: int, why: VdiskfsError) -> None:
-        pass
+        self.transfers.note_deposed(vdisk, why)
+
+    async def open(self, vdisk: VdiskId, *, flags: int) -> Head | Remote:
+        """What a file of the vdisk, opened by its own inode, reads and writes.
+
+        Args:
+            vdisk: which.
+            flags: of open(2).
+
+        Raises:
+            InvalidRequest: it is another node's, and only to be read: the kernel looks it up again (ESTALE).
+            NotFound: no such vdisk.
+            Corrupt, Unavailable: its log cannot be read, or its owner not be asked.
+        """
+        self.forwarding.note_open(vdisk, flags)
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            return await self.writable(vdisk)
+        if self.has_others():
+            await self.transfers.leave_strange(vdisk)
+        try:
+            return await self.holdings.head(vdisk)
+        except NotOwner:
+            raise InvalidRequest(f"another node owns it now vdisk={vdisk}", number=errno.ESTALE) from None
+
+    async def writable(self, vdisk: VdiskId) -> Head | Remote:
+        """This node's head, if it can own the vdisk; else what forwards to the owner.
+
+        Raises:
+            NotFound: no such vdisk.
+            Corrupt, Unavailable: its log cannot be read, or its owner not be asked.
+        """
+        asks = self.has_others()
+        for _ in range(OPEN_TRIES):
+            if asks:
+                owner = await self.transfers.acquire(vdisk)
+                if owner.node != self.node:
+                    remote = self.transfers.remote(vdisk, owner)
+                    await remote.look()
+                    return remote
+            try:
+                return await self.holdings.head(vdisk)
+            except NotOwner:
+                asks = True
+        raise NotOwner(f"the vdisk's owner keeps changing vdisk={vdisk}")
+
+    async def truncate(self, vdisk: VdiskId, size: int) -> bool:
+        """Sets the size of a vdisk that another node owns; False: this node owns it now."""
+        served = await self.writable(vdisk)
+        if not isinstance(served, Remote):
+            return False
+        try:
+            await served.truncate(size)
+        finally:
+            self.transfers.note_closed(vdisk)
+        return True
 
     async def run(self) -> None:
         """Does what nobody waits for, until it is cancelled."""
@@ -98,6 +135,7 @@ class Company:
             nursery.start_soon(self.fence.run)
             nursery.start_soon(self.publisher.run)
             nursery.start_soon(self.follower.run)
+            nursery.start_soon(self.transfers.run)
             while True:
                 await trio.sleep(TICK_S)
                 self.versions.end_pins()

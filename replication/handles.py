@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from metadata.ids import VdiskId
 from replication.head import Head
+from replication.remote import Remote
 from replication.view import View
 
 HANDLE_SHIFT = 40
@@ -28,6 +29,8 @@ class Handle:
     """It may write through the kernel's cache."""
     writer: bool = True
     """It may write."""
+    buffered: bool = True
+    """It may read through the kernel's cache."""
 
 
 class Handles:
@@ -35,7 +38,7 @@ class Handles:
 
     def __init__(self) -> None:
         self.by_number: dict[int, Handle] = {}
-        self.served: dict[int, Head | View] = {}
+        self.served: dict[int, Head | View | Remote] = {}
         """For the channel's hot path: what a handle reads and writes."""
         self._counts: dict[int, int] = {}
         self._serial = secrets.randbelow(_SERIALS)
@@ -56,22 +59,22 @@ class Handles:
             return True
         return False
 
-    def add(self, served: Head | View, *, file_id: VdiskId, flags: int) -> int:
+    def add(self, served: Head | View | Remote, *, file_id: VdiskId, flags: int) -> int:
         """The number of a new handle that was expected. ``flags``: of open(2)."""
         self._serial += 1
         number = (self._serial & (2 * _SERIALS - 1)) << HANDLE_SHIFT | file_id
-        writer = bool(flags & (os.O_WRONLY | os.O_RDWR)) and isinstance(served, Head)
-        buffered_writer = writer and not flags & os.O_DIRECT
-        self.by_number[number] = Handle(file_id, served.error_no, buffered_writer, writer)
+        writer = bool(flags & (os.O_WRONLY | os.O_RDWR)) and not isinstance(served, View)
+        buffered = not flags & os.O_DIRECT and not isinstance(served, Remote)
+        self.by_number[number] = Handle(file_id, served.error_no, writer and buffered, writer, buffered)
         self.served[number] = served
         return number
 
-    def adopt(self, number: int, served: Head | View) -> None:
+    def adopt(self, number: int, served: Head | View | Remote) -> None:
         """A handle that a dead daemon gave out, expected too; perhaps another request was quicker."""
         file_id = file_of(number)
         if number in self.by_number:
             self.give_up(file_id)
-        writer = isinstance(served, Head)
+        writer = not isinstance(served, View)
         self.by_number.setdefault(number, Handle(file_id, served.error_no, writer, writer))
         self.served[number] = served
 
@@ -87,6 +90,14 @@ class Handles:
             handle.vdisk == file_id and (handle.buffered_writer if buffered else handle.writer)
             for handle in self.by_number.values()
         )
+
+    def has_buffered(self, file_id: int) -> bool:
+        """Whether a handle may read or write through the kernel's cache."""
+        return any(handle.vdisk == file_id and handle.buffered for handle in self.by_number.values())
+
+    def serving(self, served: Head | View | Remote) -> list[int]:
+        """The handles behind which this is."""
+        return [number for number, found in self.served.items() if found is served]
 
 
 def file_of(number: int) -> VdiskId:

@@ -122,7 +122,9 @@ class Head(Reader):
         self.gone = False
         """Deleted: there is nothing left to make durable."""
         self.closed: VdiskfsError | None = None
-        """Why it takes no change any more: another node owns the vdisk. The log has no room then."""
+        """Why it takes no change any more: another node owns the vdisk, or is about to. The log has no room then."""
+        self.owned = False
+        """The owner record names this node; else nobody, and the first change will make it."""
         self.audience: Audience | None = None
         """Nodes that follow it; None: nobody does."""
         self.journal_forfeited = False
@@ -451,8 +453,8 @@ class Head(Reader):
         return Owner(self.workspace.node, self.log.epoch)
 
     def close(self, why: VdiskfsError) -> None:
-        """No change from now on; what is not committed will not be."""
-        self.closed, self.journal_forfeited = why, True
+        """No change from now on; what was accepted before can be committed, unless ``why`` is ``Fenced``."""
+        self.closed = why
         self.log.close_room()
 
     def touch(self) -> None:

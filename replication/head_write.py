@@ -155,6 +155,12 @@ async def truncate(head: Head, size: int) -> None:
         await _cut(head, size)
 
 
+async def grow_to(head: Head, size: int) -> None:
+    """At least this size; as ``truncate``."""
+    if size > head.size:
+        await truncate(head, size)
+
+
 async def _cut(head: Head, size: int) -> None:
     old = head.size
     tail_end = min(-(-size // BLOCK_BYTES) * BLOCK_BYTES, old)

@@ -94,7 +94,9 @@ async def seal(head: Head) -> None:
     async with head.room_lock:
         await start_running(head)
         room = await space.wait_for(owner_log.next_room)
-        if owner_log.broken or head.gone:  # what is pending must be moved out of the group that failed first
+        if (
+            owner_log.broken or head.gone or head.closed is not None
+        ):  # what is pending must be moved out of the group that failed first
             await space.wait_for(lambda: owner_log.give_back(room))
             raise Unavailable(f"a commit failed meanwhile vdisk={head.vdisk}")
         file, end = owner_log.file, owner_log.tail

@@ -14,27 +14,28 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
 from typing import NoReturn, Self
 
 import trio
 
 from metadata.catalog import OWNER_PREFIX, VDISK_PREFIX, decode_value, id_in_key
-from metadata.descent import Descent, read_descent
-from metadata.errors import IndexDamaged, InvalidRequest, NotFound, VdiskfsError
+from metadata.descent import read_descent
+from metadata.errors import IndexDamaged, InvalidRequest, NotFound, NotOwner, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
 from replication.checkpoint import checkpoint_if_due
 from replication.commit import flush, note_journal_need, note_sync
-from replication.company import Company, Holdings
+from replication.company import Company
 from replication.deletion import Deletion
+from replication.epochs import begin, is_begun, of_this_epoch
 from replication.family import Family
 from replication.handles import HANDLE_SHIFT, Handles, file_of
 from replication.head import DIRTY_ROWS_MAX, Head
+from replication.head_making import make_head
 from replication.head_write import truncate
+from replication.holdings import Holdings, VdiskStat
 from replication.loading import Loading
-from replication.log import OwnerLog
 from replication.ownership import (
     Resting,
     VdiskFacts,
@@ -42,6 +43,7 @@ from replication.ownership import (
     read_resting,
     rest,
 )
+from replication.remote import Remote
 from replication.replay import replay
 from replication.view import View
 from replication.workspace import Workspace
@@ -64,23 +66,6 @@ StartOver = Callable[[VdiskfsError], NoReturn]
 
 def _raise(exc: VdiskfsError) -> NoReturn:
     raise exc
-
-
-def _finish_rollback(head: Head, descent: Descent) -> None:
-    """A head just loaded that no commit since the newest rollback has: it begins as what that restored."""
-    if descent.rolled_back is not None and head.log.version == descent.rollbacks[-1][1]:
-        head.size, head.own_blocks, head.overlap = descent.rolled_back
-        head.change_no += 1
-
-
-@dataclass(frozen=True, slots=True)
-class VdiskStat:
-    """What `ls -l` shows. ``mtime_ns`` 0: never written."""
-
-    size: int
-    allocated_bytes: int
-    mtime_ns: int
-    version: int
 
 
 class Vdisks:
@@ -133,6 +118,7 @@ class Vdisks:
             resting=self._resting,
             claimed=self._claimed,
             note_gone=self.note_gone,
+            users=self._users,
         )
         return Company(holdings, space.links, space.membership)
 
@@ -148,11 +134,16 @@ class Vdisks:
             if resting is not None:
                 self._resting[id_in_key(row.key, VDISK_PREFIX)] = resting
         await self.family.load(self.workspace.catalog)
+        if self.company is not None:
+            self.company.transfers.begin()
         known = {id_in_key(row.key, VDISK_PREFIX) for row in rows}
         self._journaled = await self.workspace.wait_for(self.workspace.journal.replay)
         for vdisk in [vdisk for vdisk in self._journaled if vdisk in known]:
             try:
                 await self.head(VdiskId(vdisk))
+            except NotOwner as exc:
+                log.warning("writes that were not flushed are void: %s", exc)
+                del self._journaled[vdisk]
             except VdiskfsError as exc:
                 log.error("unflushed writes are lost, the vdisk cannot be read: %s vdisk=%d", exc, vdisk)
         note_journal_need(self.workspace)
@@ -173,15 +164,26 @@ class Vdisks:
 
         Raises:
             NotFound: no such vdisk.
-            Corrupt, Unavailable: its log cannot be read.
+            InvalidRequest: another node owns it, and it is only to be read: look it up again (ESTALE).
+            Corrupt, Unavailable: its log cannot be read, or its owner not be asked.
         """
         self._files.expect(vdisk)
         try:
-            head = await self.head(vdisk)
+            company = self.company
+            served = await (self.head(vdisk) if company is None else company.open(vdisk, flags=flags))
         except BaseException:
-            self._files.give_up(vdisk)
+            self._give_up(vdisk)
             raise
-        return self._files.add(head, file_id=vdisk, flags=flags)
+        return self._files.add(served, file_id=vdisk, flags=flags)
+
+    def _give_up(self, file_id: int) -> None:
+        if self._files.give_up(file_id):
+            self._leave_view(file_id)
+            self._note_closed(file_id)
+
+    def is_remote(self, number: int) -> bool:
+        """Whether what a handle reads and writes is another node's: the kernel must not cache it."""
+        return isinstance(self.heads_by_handle.get(number), Remote)
 
     async def open_version(self, snapshot_id: int) -> int:
         """A new handle that reads a snapshot, given by its file's inode number.
@@ -194,8 +196,7 @@ class Vdisks:
         try:
             view = await self._view(snapshot_id)
         except BaseException:
-            if self._files.give_up(snapshot_id):
-                self._leave_view(snapshot_id)
+            self._give_up(snapshot_id)
             raise
         return self._files.add(view, file_id=VdiskId(snapshot_id), flags=os.O_RDONLY)
 
@@ -254,6 +255,11 @@ class Vdisks:
     def close(self, number: int) -> None:
         """Gives a handle back."""
         self._leave_view(self._files.close(number))
+        self._note_closed(file_of(number))
+
+    def _note_closed(self, file_id: int) -> None:
+        if self.company is not None:
+            self.company.transfers.note_closed(file_id)
 
     def _leave_view(self, file_id: int | None) -> None:
         """A file has no handle left; if it is a snapshot's, nobody reads that version."""
@@ -262,7 +268,7 @@ class Vdisks:
             self.family.unpin(view.vdisk, view.version)
             view.rows.clear()
 
-    async def reader_of(self, number: int) -> Head | View:
+    async def reader_of(self, number: int) -> Head | View | Remote:
         """What a handle reads, also one that a dead daemon gave out.
 
         Raises:
@@ -281,15 +287,23 @@ class Vdisks:
                     await read_facts(
                         self.workspace.catalog, file_id
                     )  # a snapshot that was removed is no vdisk
-                    served = await self.head(file_id)
+                    served = await self._resumed(file_id)
             except BaseException:
-                if self._files.give_up(file_id):
-                    self._leave_view(file_id)
+                self._give_up(file_id)
                 raise
             self._files.adopt(number, served)
         return served
 
-    async def head_of(self, number: int) -> Head:
+    async def _resumed(self, vdisk: VdiskId) -> Head | Remote:
+        """What a file serves that a dead daemon had opened, perhaps for writing."""
+        return await (self.head(vdisk) if self.company is None else self.company.writable(vdisk))
+
+    async def follow_owner(self, vdisk: VdiskId) -> None:
+        """A head that takes no more changes: returns when its files are served by what took its place."""
+        if self.company is not None:
+            await self.company.transfers.wait_moved(vdisk)
+
+    async def head_of(self, number: int) -> Head | Remote:
         """The head behind a handle, as ``reader_of``.
 
         Raises:
@@ -317,6 +331,9 @@ class Vdisks:
         head = await self.reader_of(number)
         if isinstance(head, View):
             return
+        if isinstance(head, Remote):
+            await head.flush()
+            return
         handle = self.handles[number]
         try:
             note_sync(head)
@@ -336,7 +353,7 @@ class Vdisks:
             Corrupt, Unavailable: its log cannot be read.
         """
         head = self.heads.get(vdisk)
-        if head is not None:
+        if head is not None and head.closed is None:
             return head
         async with self.loading.alone_at(vdisk):
             try:
@@ -357,40 +374,25 @@ class Vdisks:
 
     async def _load(self, vdisk: VdiskId) -> Head:
         facts, family = VdiskFacts(), self.family
-        if vdisk in self._claimed or family.descent(vdisk) != facts.descent:
+        if self.company is not None or vdisk in self._claimed or family.descent(vdisk) != facts.descent:
             facts = await read_facts(self.workspace.catalog, vdisk)
+        if self.company is not None:
+            await self.company.transfers.prepare_load(vdisk, facts)
         recovered = await self.loading.recovered(vdisk, facts)
         state = recovered.state
-        groups = self.loading.groups(vdisk)
-        groups.begin_appending()
-        owner_log = OwnerLog(groups, epoch=max(1, facts.epoch))
-        owner_log.resume(
-            version=state.version,
-            last_version=recovered.last_version,
-            record_place=state.record_place,
-            record_check=state.record_check,
-            end=state.record_end,
-        )
-        ancestry = await self.loading.ancestry(vdisk)
-        head = Head(self.workspace, groups, log=owner_log, ancestry=ancestry)
-        head.rollbacks = facts.descent.rollbacks
-        head.size, head.own_blocks, head.overlap = state.size, state.own_blocks, state.overlap
-        head.mtime_ns, head.collected = state.time_ns, state.collected
-        # Never an older one than rows have been written under, though nobody may keep a version any more.
-        head.generation = max(state.generation, 1 + max(family.kept_versions(vdisk), default=0))
-        _finish_rollback(head, facts.descent)
+        head = await make_head(self.workspace, self.loading, family, recovered, vdisk=vdisk, facts=facts)
+        begun = self.company is None or is_begun(facts, state.record_place)
         if self.company is not None:
             self.company.publisher.attach(head)
-        entries = self._journaled.get(vdisk)
+        entries = of_this_epoch(self._journaled.get(vdisk, []), facts) if begun else []
         replayed = await replay(head, state, entries) if entries else 0
         self._journaled.pop(vdisk, None)
-        if replayed:
-            self.heads[vdisk] = head
-            try:
-                await flush(head)
-            except VdiskfsError as exc:
-                log.warning("replayed writes are not durable yet: %s vdisk=%d", exc, vdisk)
         self.heads[vdisk] = head
+        if replayed or not begun:
+            try:
+                await (flush(head) if begun else begin(head))
+            except VdiskfsError as exc:
+                log.warning("what was found is not durable yet: %s vdisk=%d", exc, vdisk)
         return head
 
     def pinned(self, vdisk: int, version: int) -> AbstractContextManager[None]:
@@ -501,6 +503,9 @@ class Vdisks:
         head = self.heads.get(vdisk)
         if head is not None:
             return VdiskStat(head.size, head.own_blocks * BLOCK_BYTES, head.mtime_ns, head.log.version)
+        remote = self.company.transfers.remotes.get(vdisk) if self.company is not None else None
+        if remote is not None:
+            return VdiskStat(remote.size, remote.own_blocks * BLOCK_BYTES, remote.mtime_ns, remote.version)
         resting = self._resting.get(vdisk)
         if resting is not None:
             return VdiskStat(
@@ -509,16 +514,23 @@ class Vdisks:
         return None if vdisk in self._claimed else VdiskStat(self.family.descent(vdisk).size, 0, 0, 0)
 
     async def stat(self, vdisk: VdiskId) -> VdiskStat:
-        """As ``stat_nowait``, loading the head if it must, or asking its owner."""
+        """As ``stat_nowait``, loading the head if it must; of another node's vdisk, its newest version."""
         stat = self.stat_nowait(vdisk)
-        if stat is None and self.company is not None and not self.is_mine(vdisk):
-            newest = await self.company.follower.newest(vdisk)
-            return VdiskStat(newest.size, newest.own_blocks * BLOCK_BYTES, newest.mtime_ns, newest.version)
+        if stat is None and not self.is_mine(vdisk):
+            return await self._stat_of_other(vdisk)
         if stat is None:
-            await self.head(vdisk)
+            try:
+                await self.head(vdisk)
+            except NotOwner:
+                return await self._stat_of_other(vdisk)
             stat = self.stat_nowait(vdisk)
             assert stat is not None
         return stat
+
+    async def _stat_of_other(self, vdisk: VdiskId) -> VdiskStat:
+        assert self.company is not None
+        newest = await self.company.follower.newest(vdisk)
+        return VdiskStat(newest.size, newest.own_blocks * BLOCK_BYTES, newest.mtime_ns, newest.version)
 
     @asynccontextmanager
     async def using(self, vdisk: VdiskId) -> AsyncIterator[Head]:
@@ -536,6 +548,8 @@ class Vdisks:
 
     async def truncate(self, vdisk: VdiskId, size: int) -> None:
         """Sets the size; see ``head_write.truncate``."""
+        if self.company is not None and not self.is_mine(vdisk) and await self.company.truncate(vdisk, size):
+            return
         async with self.using(vdisk) as head:
             await truncate(head, size)
 

@@ -74,6 +74,9 @@ class VdisksInMemory:
         self.handles[number] = vdisk
         return number
 
+    def is_remote(self, number: int) -> bool:
+        return False
+
     async def open_version(self, snapshot_id: int) -> int:
         assert self.family.by_id(snapshot_id) is not None
         return await self.open(VdiskId(snapshot_id))

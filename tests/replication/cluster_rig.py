@@ -80,6 +80,10 @@ class ClusterRig:
         vdisks: Vdisks = await self.nursery.start(self._live, rig)
         return vdisks
 
+    def node(self, name: str) -> Vdisks:
+        """One that runs."""
+        return self._running[name].vdisks
+
     def is_running(self, name: str) -> bool:
         """Whether a node has come and not gone."""
         return name in self._running

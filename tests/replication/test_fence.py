@@ -56,7 +56,7 @@ def test_a_commit_that_is_durable_after_a_takeover_is_never_acknowledged(
             await cluster.kill("a")
 
     run(scenario)
-    expect_errors(caplog, "a commit does not count")
+    expect_errors(caplog, "a commit does not count", "deposed")
 
 
 def test_without_an_answer_of_the_catalog_a_commit_fails_and_is_tried_again(

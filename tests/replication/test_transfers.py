@@ -1,0 +1,325 @@
+"""Ownership on the move: asked for, handed over, taken over, shared, lost."""
+
+import errno
+import os
+import pathlib
+from contextlib import suppress
+
+import pytest
+import trio
+
+from metadata.errors import Fenced, InvalidRequest, NotOwner
+from metadata.ids import VdiskId
+from replication.head import Head
+from replication.ownership import Owner, find_owner
+from replication.remote import Remote
+from replication.view import View
+from tests.replication.cluster_rig import ClusterRig
+from tests.replication.rig import (
+    B,
+    block,
+    blocks,
+    create,
+    expect_errors,
+    handles_of,
+    opened,
+    run,
+    sound,
+    write,
+)
+from tests.replication.sharing import company_of, counts_of, get, put, writer
+
+
+@pytest.fixture
+def cluster(tmp_path: pathlib.Path) -> ClusterRig:
+    return ClusterRig(tmp_path)
+
+
+async def written(cluster: ClusterRig, *values: int) -> None:
+    """Vdisk 20 on node a, with these blocks, closed."""
+    a = await cluster.start("a")
+    await create(a, 20)
+    number = await writer(a, 20)
+    await put(a, number, 0, blocks(*values))
+    await a.flush_handle(number)
+    for number in handles_of(a, 20):
+        a.close(number)
+
+
+def test_a_vdisk_without_a_writer_is_handed_over_on_request(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            b = await cluster.start("b")
+            number = await writer(b, 20)
+            assert isinstance(b.heads_by_handle[number], Head)
+            assert await get(b, number, 0, 2 * B) == blocks(1, 2)
+            await put(b, number, B, block(3))
+            await b.flush_handle(number)
+            assert await find_owner(cluster.catalog, 20) == Owner("b", 2)
+            a = cluster.node("a")
+            assert 20 not in a.heads
+            assert (counts_of(a).handed_over, counts_of(b).received) == (1, 1)
+            b.close(number)
+            back = await writer(a, 20)
+            assert await get(a, back, 0, 2 * B) == blocks(1, 3)
+            assert await find_owner(cluster.catalog, 20) == Owner("a", 3)
+            await sound(a, 20)
+
+    run(scenario)
+
+
+def test_a_file_that_is_read_goes_on_at_its_version_when_the_head_has_gone(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            reader = await a.open(VdiskId(20), flags=os.O_RDONLY)
+            number = await writer(b, 20)
+            assert isinstance(a.heads_by_handle[reader], View)
+            for value in range(5, 10):
+                await put(b, number, 0, block(value))
+                await b.flush_handle(number)
+            assert await get(a, reader, 0, 2 * B) == blocks(1, 2)
+            with pytest.raises(InvalidRequest) as told:
+                await a.open(VdiskId(20), flags=os.O_RDONLY)
+            assert told.value.number == errno.ESTALE
+            a.close(reader)
+            assert a.family.pin_count(20) == 0
+
+    run(scenario)
+
+
+def test_two_writers_share_a_vdisk_and_each_reads_what_the_other_wrote(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            mine = await writer(a, 20)
+            theirs = await writer(b, 20)
+            remote = b.heads_by_handle[theirs]
+            assert isinstance(remote, Remote)
+            assert (remote.size, b.is_remote(theirs)) == (2 * B, True)
+            for value in range(10, 20):
+                await put(b, theirs, 0, block(value))
+                assert not a.heads[20].is_dirty
+                assert await get(a, mine, 0, B) == block(value)
+                await put(a, mine, B, block(value + 100))
+                assert await get(b, theirs, 0, 2 * B) == blocks(value, value + 100)
+            assert await find_owner(cluster.catalog, 20) == Owner("a", 1)
+
+    run(scenario)
+
+
+def test_the_last_own_writer_s_close_moves_the_vdisk_to_the_node_that_writes(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            mine = await writer(a, 20)
+            theirs = await writer(b, 20)
+            await put(a, mine, 0, block(7))  # not flushed
+            a.close(mine)
+            with trio.fail_after(5):
+                while not isinstance(b.heads_by_handle[theirs], Head):
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+            assert await find_owner(cluster.catalog, 20) == Owner("b", 2)
+            calls = len(cluster.switch.calls)
+            assert await get(b, theirs, 0, 2 * B) == blocks(7, 2)
+            await put(b, theirs, 0, block(8))
+            assert [call for call in cluster.switch.calls[calls:] if call[2].startswith("remote")] == []
+
+    run(scenario)
+
+
+def test_a_dead_owner_is_taken_over_when_its_session_ends_and_nothing_acknowledged_is_lost(
+    cluster: ClusterRig,
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            number = await writer(a, 20)
+            await put(a, number, 0, block(3))
+            await a.flush_handle(number)
+            await put(a, number, B, block(4))  # never flushed
+            await cluster.kill("a")
+            cluster.switch.expire("a")
+            theirs = await writer(b, 20)
+            found = await get(b, theirs, 0, 2 * B)
+            assert found[:B] == block(3)
+            assert found[B:] == block(2)
+            assert counts_of(b).taken_over == 1
+            assert await find_owner(cluster.catalog, 20) == Owner("b", 2)
+            groups = {path.name[:6] for path in cluster.rigs["b"].group_files(20)}
+            assert groups == {"000001", "000002"}  # the epoch has begun with a commit of its own
+            await put(b, theirs, B, block(5))
+            await b.flush_handle(theirs)
+            a = await cluster.start("a")  # what its journal has is void
+            b.close(theirs)
+            assert await get(a, await writer(a, 20), 0, 2 * B) == blocks(3, 5)
+            await sound(a, 20)
+
+    run(scenario)
+
+
+def test_a_daemon_that_starts_anew_within_its_session_keeps_vdisks_and_journal(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a = cluster.node("a")
+            await put(a, await writer(a, 20), B, block(4))  # never flushed
+            await cluster.kill("a")
+            a = await cluster.start("a")
+            assert await find_owner(cluster.catalog, 20) == Owner("a", 1)
+            assert await get(a, await writer(a, 20), 0, 2 * B) == blocks(1, 4)
+
+    run(scenario)
+
+
+def test_a_paused_owner_that_wakes_up_has_its_late_commit_refused(
+    cluster: ClusterRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            number = await writer(a, 20)
+            await put(a, number, 0, block(3))
+            company_of(a).mirror.listeners.clear()  # stopped: it hears of nothing
+            cluster.switch.expire("a")
+            theirs = await writer(b, 20)
+            assert await get(b, theirs, 0, B) == block(1)
+            with pytest.raises(Fenced):
+                await a.flush_handle(number)  # durable, in a group of its own epoch, and too late
+            cluster.switch.live.add("a")
+            with pytest.raises(Fenced):
+                await put(a, number, 0, block(9))
+            with pytest.raises(Fenced):
+                await get(a, number, 0, B)
+            await put(b, theirs, B, block(5))
+            await b.flush_handle(theirs)
+            a.close(number)
+            assert counts_of(a).deposed == 1
+            b.close(theirs)
+            c = await cluster.start("c")  # knows nothing but the pool
+            assert await get(c, await writer(c, 20), 0, 2 * B) == blocks(1, 5)
+            await sound(c, 20)
+
+    run(scenario)
+    expect_errors(caplog, "deposed", "a commit does not count")
+
+
+def test_two_nodes_that_want_a_vdisk_at_once_agree_on_one_owner(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            nodes = [await cluster.start(name) for name in "bcd"]
+            numbers: dict[int, int] = {}
+
+            async def want(at: int) -> None:
+                numbers[at] = await writer(nodes[at], 20)
+
+            async with trio.open_nursery() as nursery:
+                for at in range(3):
+                    nursery.start_soon(want, at)
+            for at, node in enumerate(nodes):
+                await put(node, numbers[at], 0, block(40 + at))
+            for at, node in enumerate(nodes):
+                assert await get(node, numbers[at], 0, B) == block(42)
+            assert (
+                sum(isinstance(node.heads_by_handle[numbers[at]], Head) for at, node in enumerate(nodes)) == 1
+            )
+
+    run(scenario)
+
+
+def test_a_vdisk_nobody_wrote_is_its_first_writer_s(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await create(a, 20)
+            idle = await writer(a, 20)
+            theirs = await writer(b, 20)
+            served = b.heads_by_handle[theirs]
+            await put(b, theirs, 0, block(1))
+            assert isinstance(served, Remote)
+            assert await get(a, idle, 0, B) == block(1)
+
+    run(scenario)
+
+
+def test_a_head_loaded_to_be_read_before_anybody_owned_it_gives_way(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await create(a, 20)  # open for reading
+            head = a.heads[20]
+            assert not head.owned
+            theirs = await writer(b, 20)
+            await put(b, theirs, 0, block(1))
+            await b.flush_handle(theirs)
+            with pytest.raises(InvalidRequest):
+                await a.open(VdiskId(20), flags=os.O_RDONLY)
+            with pytest.raises(NotOwner):
+                await write(head, 0, block(2))
+            assert await get(a, handles_of(a, 20)[0], 0, B) == b""
+            mine = await writer(a, 20)
+            assert await get(a, mine, 0, B) == block(1)
+
+    run(scenario)
+
+
+def test_a_hand_over_that_fails_leaves_the_vdisk_where_it_was(
+    cluster: ClusterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            transfers, failures = company_of(a).transfers, 3
+
+            async def failing(vdisk: int, owner: Owner, *, to: str) -> int:
+                nonlocal failures
+                failures -= 1
+                if failures:
+                    raise NotOwner("not this time")
+                return await named(vdisk, owner, to=to)
+
+            named = transfers._name_owner
+            monkeypatch.setattr(transfers, "_name_owner", failing)
+            async with trio.open_nursery() as nursery:
+
+                async def use() -> None:
+                    with suppress(InvalidRequest):  # it has gone
+                        while True:
+                            assert isinstance(await opened(a, 20), Head)
+                            a.close(handles_of(a, 20)[0])
+                            await trio.lowlevel.checkpoint()
+
+                nursery.start_soon(use)
+                number = await writer(b, 20)
+                nursery.cancel_scope.cancel()
+            assert await get(b, number, 0, 2 * B) == blocks(1, 2)
+
+    run(scenario)
+
+
+def test_an_owner_that_cannot_be_reached_keeps_what_it_owns_while_it_has_a_session(
+    cluster: ClusterRig,
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            b = await cluster.start("b")
+            cluster.switch.cut.add(("a", "b"))
+            with trio.move_on_after(1) as scope:
+                await writer(b, 20)
+            assert scope.cancelled_caught
+            owner = await find_owner(cluster.catalog, 20)
+            cluster.switch.cut.clear()
+            number = await writer(b, 20)
+            assert await get(b, number, 0, 2 * B) == blocks(1, 2)
+            assert owner.node in ("a", "b")
+
+    run(scenario)
