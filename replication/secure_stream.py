@@ -117,13 +117,14 @@ class SecureStream:
             OSError: the connection broke.
         """
         while True:
-            try:
-                return self._tls.read(RECEIVE_BYTES)
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLZeroReturnError:
-                return b""
-            self._push()
+            if self._arriving.pending or self._arriving.eof or self._tls.pending():
+                try:
+                    return self._tls.read(RECEIVE_BYTES)
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLZeroReturnError:
+                    return b""
+                self._push()  # TLS itself may have something to say
             await self._take()
 
     def write_nowait(self, message: bytes) -> None:

@@ -31,6 +31,8 @@ HELLO_BYTES_MAX = 4096
 ERROR_CHARACTERS_MAX = 4096
 _LENGTH_BYTES = 4
 _HELLO, _REFUSED, _CALL, _ANSWER, _ERROR = range(5)
+_CALL_KINDS = (int, int, str, dict, bytes)
+_ANSWER_KINDS = (int, int, dict, bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +135,14 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
         message = msgpack.unpackb(body)
     except (ValueError, TypeError, msgpack.UnpackException) as exc:
         raise Corrupt("an unreadable message from a node") from exc
+    if not isinstance(message, list) or not message:
+        raise Corrupt("an unreadable message from a node")
+    kinds = tuple(map(type, message))
+    if kinds == _CALL_KINDS and message[0] == _CALL:  # these two by the thousand; a match statement takes 4 us more
+        return Call(*message[1:])
+    if kinds == _ANSWER_KINDS and message[0] == _ANSWER:
+        return Answered(*message[1:])
     match message:
-        case [2, int(number), str(verb), dict(arguments), bytes(data)]:
-            return Call(number, verb, arguments, data)
-        case [3, int(number), dict(named), bytes(data)]:
-            return Answered(number, named, data)
         case [4, int(number), str(name), str(text), int(error_no)]:
             return Failed(number, _error(name, text, error_no))
         case [0, int(protocol), str(cluster), str(node), str(identity)]:
