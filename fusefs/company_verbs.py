@@ -63,6 +63,10 @@ class CompanyVerbs:
         """Whether this node owns a vdisk, or nobody yet."""
         return self._vdisks.is_mine(vdisk)
 
+    def is_owned_here(self, vdisk: int) -> bool:
+        """Whether the owner record names this node."""
+        return self._company.mirror.is_owned_here(vdisk)
+
     def live_owner(self, vdisk: int) -> str | None:
         """The other live node that owns it."""
         owner = self._company.mirror.owners.get(vdisk)

@@ -13,7 +13,7 @@ where it is; it is asked again. The orphans of a node that is gone are adopted a
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -67,6 +67,7 @@ class Orphans:
         company: the other nodes.
         is_known: whether the kernel, or somebody else here, holds an inode.
         own: makes this node a vdisk's owner, so that it may delete its data.
+        abandoned: deleted vdisks that nobody reads any more, and whose owners are gone.
     """
 
     def __init__(
@@ -78,9 +79,11 @@ class Orphans:
         company: Neighbours | None = None,
         is_known: Callable[[int], bool] = lambda inode: False,
         own: Callable[[VdiskId], Awaitable[None]] = _nothing,
+        abandoned: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self._store, self._vdisks, self._node = store, vdisks, node
         self._company, self._is_known, self._own = company, is_known, own
+        self._abandoned = abandoned
         self._dropping: set[int] = set()
         self._wanted: set[int] = set()
         """Those to look at soon."""
@@ -216,6 +219,11 @@ class Orphans:
         self._gone_since = {node: self._gone_since.get(node, now) for node in gone}
         if not self.is_first():
             return
+        for vdisk in self._abandoned():
+            try:
+                await self._own(VdiskId(vdisk))  # which then deletes it
+            except VdiskfsError as exc:
+                _log.warning("a lost node's deleted vdisk is not taken over: %s vdisk=%d", exc, vdisk)
         for node, since in self._gone_since.items():
             if now - since < GRACE_S:
                 continue

@@ -37,7 +37,12 @@ RunOn = Callable[[str, str, Mapping[str, Any], Progress], Awaitable[Any]]
 class Owners(Protocol):
     """What is asked about owners."""
 
-    def is_mine(self, vdisk: int) -> bool: ...
+    def is_mine(self, vdisk: int) -> bool:
+        """Whether this node owns a vdisk, or nobody yet."""
+
+    def is_owned_here(self, vdisk: int) -> bool:
+        """Whether this node owns it: nobody makes a child of it elsewhere."""
+
     def live_owner(self, vdisk: int) -> str | None:
         """The node that owns a vdisk, if it has a session and is not this one."""
 
@@ -104,7 +109,7 @@ class VerbForwarding:
                 return await verb(arguments, progress)
             for _ in range(TRIES):
                 vdisks = self._vdisks(need, arguments)
-                elsewhere = await self._elsewhere(vdisks, looks=need.looks and may_forward)
+                elsewhere = await self._elsewhere(vdisks, only_looks=need.looks, may_forward=may_forward)
                 if len(elsewhere) > 1 or (elsewhere and not may_forward):
                     raise Busy(self._written_elsewhere(elsewhere))
                 try:
@@ -120,13 +125,15 @@ class VerbForwarding:
 
         return run
 
-    async def _elsewhere(self, vdisks: Iterable[VdiskId], *, looks: bool) -> dict[str, VdiskId]:
+    async def _elsewhere(
+        self, vdisks: Iterable[VdiskId], *, only_looks: bool, may_forward: bool
+    ) -> dict[str, VdiskId]:
         """The nodes that must do it, each with one vdisk that is why; none: this one can."""
         found: dict[str, VdiskId] = {}
         for vdisk in vdisks:
-            if self._owners.is_mine(vdisk):
+            if self._owners.is_owned_here(vdisk) or (only_looks and self._owners.is_mine(vdisk)):
                 continue
-            node = self._owners.live_owner(vdisk) if looks else None
+            node = self._owners.live_owner(vdisk) if only_looks and may_forward else None
             node = node or await self._acquire(vdisk)
             if node is not None:
                 found[node] = vdisk

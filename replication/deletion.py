@@ -1,6 +1,10 @@
-"""Vdisks that go for good: at once where nobody reads them, else without a name until the last reader is gone."""
+"""Vdisks that go for good: at once where nobody reads them, else without a name until the last reader is gone.
+
+Who owns a vdisk knows of all its children, and deletes it; a deleted parent that another node owns is left to that node.
+"""
 
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 
 from metadata.catalog import Change, owner_key, vdisk_key
@@ -18,6 +22,7 @@ class Deletion:
         family: the snapshot tree.
         end_head: of a vdisk that is going.
         note_gone: told of each that the catalog knows no more.
+        is_mine: whether this node may delete a vdisk; what others own, they delete.
     """
 
     def __init__(
@@ -27,8 +32,9 @@ class Deletion:
         *,
         end_head: Callable[[int], Awaitable[None]],
         note_gone: Callable[[int], None],
+        is_mine: Callable[[int], bool],
     ) -> None:
-        self._workspace, self._family = workspace, family
+        self._workspace, self._family, self._is_mine = workspace, family, is_mine
         self._end_head, self._note_gone = end_head, note_gone
 
     async def forget(self, vdisk: int) -> None:
@@ -45,7 +51,7 @@ class Deletion:
                 family.drop_snapshots(vdisk)
                 family.set_descent(vdisk, descent)
                 return vdisk
-            doomed = family.doomed_with(vdisk)
+            doomed = [vdisk, *itertools.takewhile(self._is_mine, family.doomed_with(vdisk)[1:])]
             survivor, _ = family.descent(doomed[-1]).parent or (0, 0)
             await self._remove(doomed)
         for each in doomed:
@@ -65,7 +71,7 @@ class Deletion:
 
     async def release_unread(self, vdisk: int) -> None:
         """Versions of this vdisk may have lost their last reader: what was kept for them alone goes."""
-        while vdisk:
+        while vdisk and self._is_mine(vdisk):
             if self._family.descent(vdisk).nameless and not self._family.is_needed(vdisk):
                 vdisk = await self._forget(vdisk)
             elif self._family.has_unread_parent(vdisk):

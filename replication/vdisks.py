@@ -84,7 +84,9 @@ class Vdisks:
         self.family = Family()
         """The snapshot tree."""
         self.loading = Loading(workspace, self.family, self._hold_if_foreign)
-        self.deletion = Deletion(workspace, self.family, end_head=self.end_head, note_gone=self.note_gone)
+        self.deletion = Deletion(
+            workspace, self.family, end_head=self.end_head, note_gone=self.note_gone, is_mine=self.is_mine
+        )
         self._files = Handles()
         self.handles, self.heads_by_handle = self._files.by_number, self._files.served
         self.flattening: set[int] = set()

@@ -48,6 +48,9 @@ class Node:
     def is_mine(self, vdisk: int) -> bool:
         return self.world.owner.get(vdisk, self.name) == self.name
 
+    def is_owned_here(self, vdisk: int) -> bool:
+        return self.world.owner.get(vdisk) == self.name
+
     def live_owner(self, vdisk: int) -> str | None:
         owner = self.world.owner.get(vdisk, self.name)
         return owner if owner != self.name and owner in self.world.switch.live else None
@@ -149,9 +152,12 @@ async def disk(node: Node, path: bytes, *, owner: str = "", written: bool = Fals
 
 
 def test_a_verb_about_what_nobody_else_owns_runs_here() -> None:
-    async def scenario(_: World, a: Node, b: Node) -> None:
-        await disk(a, b"disk")
+    async def scenario(world: World, a: Node, b: Node) -> None:
+        inode = await disk(a, b"disk")
+        assert (await b.ask("map", path="disk"))["node"] == "b"
+        assert inode not in world.owner
         assert (await b.ask("snap_create", paths=["disk"]))["node"] == "b"
+        assert world.owner[inode] == "b"
 
     on_two_nodes(scenario)
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.guest.guest_image import archive, guest_image
@@ -20,7 +20,16 @@ DRIVE = "if=none,id=disk,format=raw,cache=none,aio=native,discard=unmap"
 class Machine:
     """One running guest, from power-on to power-off."""
 
-    def __init__(self, disk: pathlib.Path, job: str, *, folder: pathlib.Path, drive: str = DRIVE) -> None:
+    def __init__(
+        self,
+        disk: pathlib.Path,
+        job: str,
+        *,
+        folder: pathlib.Path,
+        drive: str = DRIVE,
+        options: Sequence[str] = (),
+    ) -> None:
+        """``drive`` begins with ``-`` where it is whole arguments; ``options``: further ones."""
         kernel, initramfs = guest_image()
         self.console_path = folder / "console"
         self.console_path.touch()
@@ -34,7 +43,11 @@ class Machine:
                 *"-nodefaults -no-user-config -no-reboot -append".split(),
                 "console=ttyS0 quiet panic=-1",
                 *f"-serial file:{self.console_path} -kernel {kernel} -initrd {boot}".split(),
-                *f"-drive file={disk},{drive} -device virtio-blk-pci,drive=disk".split(),
+                *(drive if drive.startswith("-") else f"-drive file={disk},{drive}")
+                .format(disk=disk)
+                .split(),
+                *"-device virtio-blk-pci,drive=disk".split(),
+                *options,
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._messages,
@@ -80,13 +93,15 @@ class Machine:
 
 
 @contextmanager
-def booted(disk: pathlib.Path, job: str, *, drive: str = DRIVE) -> Iterator[Machine]:
+def booted(
+    disk: pathlib.Path, job: str, *, drive: str = DRIVE, options: Sequence[str] = ()
+) -> Iterator[Machine]:
     """A machine with ``disk`` as /dev/vda, running the shell script ``job``.
 
     /mnt is free; e2fsprogs go by their full paths, because busybox has its own ideas of mke2fs.
     """
     with tempfile.TemporaryDirectory(prefix="vdiskfs-guest-") as folder:
-        machine = Machine(disk, job, folder=pathlib.Path(folder), drive=drive)
+        machine = Machine(disk, job, folder=pathlib.Path(folder), drive=drive, options=options)
         try:
             yield machine
         finally:
