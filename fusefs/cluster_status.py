@@ -46,7 +46,7 @@ class Sources:
     followed: Callable[[], Mapping[int, int]]
     """By vdisk of another node: the version that was applied here."""
     counters: Callable[[], Mapping[str, int]]
-    """Since the start: forwarded writes, takeovers, ..."""
+    """Since the start: takeovers, requests forwarded, ..."""
     path_of: Callable[[int], str | None]
 
 

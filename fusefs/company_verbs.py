@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from fusefs.cluster_status import ClusterStatus, Loaded, Sources
 from fusefs.control import Verb
@@ -10,14 +11,48 @@ from fusefs.resolution import PathResolver
 from fusefs.verb_forwarding import VerbForwarding
 from fusefs.verb_jobs import RemoteVerbs, VerbJobs
 from fusefs.verbs_everywhere import VerbsEverywhere
-from metadata.errors import NotOwner
+from metadata.errors import Unavailable
 from metadata.ids import VdiskId
 from replication.company import Company
+from replication.family import Family
 from replication.vdisks import Vdisks
 
 
 def _new_id() -> str:
     return secrets.token_hex(8)
+
+
+async def acquire(company: Company, vdisk: VdiskId) -> str | None:
+    """Makes this node a vdisk's owner; or says which node is, and has it open for writing.
+
+    Raises:
+        NotFound: no such vdisk.
+        Unavailable: the owner is there and does not answer.
+    """
+    owner = await company.transfers.acquire(vdisk)
+    return None if owner.node == company.node else owner.node
+
+
+async def own(company: Company, vdisk: VdiskId) -> None:
+    """Makes this node a vdisk's owner.
+
+    Raises:
+        NotFound: no such vdisk.
+        Unavailable: the owner does not give it away now.
+    """
+    node = await acquire(company, vdisk)
+    if node is not None:
+        raise Unavailable(f"the vdisk is being written on another node vdisk={vdisk} node={node}")
+
+
+def abandoned(company: Company, family: Family) -> list[int]:
+    """Deleted vdisks that nobody reads any more, and whose owners are gone."""
+    live, owners = company.membership.members(), company.mirror.owners
+    return [
+        vdisk
+        for vdisk in family.nameless()
+        if not family.is_needed(vdisk) and vdisk in owners and owners[vdisk].node not in live
+    ]
 
 
 class CompanyVerbs:
@@ -49,12 +84,17 @@ class CompanyVerbs:
                 if vdisks.is_mine(head.vdisk)
             ]
 
+        def counters() -> dict[str, int]:
+            forwarded = sum(remote.forwarded for remote in company.transfers.remotes.values())
+            served = company.forwarding.served
+            return {**asdict(company.transfers.counts), "forwarded": forwarded, "served": served}
+
         sources = Sources(
             owners=lambda: company.mirror.owners,
             loaded=loaded,
             peers=company.publisher.statistics,
             followed=company.follower.lag,
-            counters=dict,
+            counters=counters,
             path_of=paths.path_of,
         )
         return ClusterStatus(company.links, company.membership, sources)
@@ -86,9 +126,6 @@ class CompanyVerbs:
         """Makes this node the owner; or says who is, and has it open for writing.
 
         Raises:
-            NotOwner: neither can be.
+            Unavailable: the owner is there and does not answer.
         """
-        owner = self.live_owner(vdisk)
-        if owner is None:
-            raise NotOwner(f"the vdisk's owner is gone, try again vdisk={vdisk}")
-        return owner
+        return await acquire(self._company, vdisk)

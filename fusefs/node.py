@@ -9,6 +9,7 @@ to rest and exits 0. If it dies instead, the keeper starts the next one, which f
 """
 
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -28,6 +29,7 @@ import trio
 from fusefs.announcing import Announcer, answer_announcements
 from fusefs.belonging import among_nodes
 from fusefs.channel import Channel
+from fusefs.company_verbs import abandoned, own
 from fusefs.control import ControlServer
 from fusefs.daemon_process import FINISH_SIGNAL
 from fusefs.data_requests import DataRequests
@@ -145,9 +147,7 @@ async def _serve(
     """Returns whether a successor is to go on; else the mount is gone."""
     tree = SnapshotTree(store.namespace, vdisks.family)
     notifications = Notifications(settings.fuse_fd, notifier_end)
-    orphans = Orphans(
-        store, vdisks, node=settings.node, company=vdisks.company, is_known=notifications.knows_inode
-    )
+    orphans = _make_orphans(settings, vdisks, store, notifications)
     operations = Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans)
     invalidation = _listen(store, vdisks, notifications)
     requests = DataRequests(vdisks, clear_suid=_clear_suid(store), notifications=notifications)
@@ -193,6 +193,23 @@ async def _serve(
     finally:
         pyfuse3.close(unmount=False)
     return finished
+
+
+def _make_orphans(
+    settings: NodeSettings, vdisks: Vdisks, store: NamespaceStore, notifications: Notifications
+) -> Orphans:
+    company = vdisks.company
+    if company is None:
+        return Orphans(store, vdisks, node=settings.node)
+    return Orphans(
+        store,
+        vdisks,
+        node=settings.node,
+        company=company,
+        is_known=notifications.knows_inode,
+        own=functools.partial(own, company),
+        abandoned=functools.partial(abandoned, company, vdisks.family),
+    )
 
 
 async def _make_trash(

@@ -8,13 +8,24 @@ from tools.render import print_table, readable
 from tools.sizes import format_size
 
 VDISKS_SHOWN = 30
-_COUNTED = ("vdisks_owned", "vdisks_loaded", "vdisks_followed", "forwarded_writes", "takeovers", "handovers")
+_COUNTED = {
+    "vdisks_owned": "OWNED",
+    "vdisks_loaded": "LOADED",
+    "vdisks_followed": "FOLLOWED",
+    "forwarded": "FORWARDED",
+    "served": "SERVED",
+    "taken_over": "TAKEN",
+    "handed_over": "GIVEN",
+    "deposed": "LOST",
+}
+"""What a node has and has done: requests forwarded to owners, and served for others; vdisks taken over from dead nodes,
+given to others, lost to them."""
 
 
 def print_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
     """One line a node; a star for the one that was asked."""
     print_table(
-        ["NODE", "SESSION", "ADDRESS", "OWNED", "LOADED", "FOLLOWED", "FORWARDED", "TAKEOVERS", "HAND-OVERS"],
+        ["NODE", "SESSION", "ADDRESS", *_COUNTED.values()],
         [
             [
                 str(node["node"]) + ("*" if node["here"] else ""),

@@ -20,7 +20,7 @@ def status(switch: Switch, node: str, *loaded: Loaded, peers: dict[int, dict[str
         loaded=lambda: list(loaded),
         peers=lambda: peers,
         followed=lambda: {30: 1},
-        counters=lambda: {"forwarded_writes": 5, "takeovers": 0},
+        counters=lambda: {"forwarded": 5, "taken_over": 0},
         path_of=lambda vdisk: f"/{vdisk}.img",
     )
     return ClusterStatus(links, links, sources)
@@ -46,7 +46,7 @@ def test_all_nodes_are_shown_with_what_they_own_and_have_done() -> None:
         assert [nodes[node]["session"] for node in ("a", "b", "gone")] == ["live", "live", "no session"]
         assert [nodes[node]["vdisks_owned"] for node in ("a", "b", "gone")] == [1, 2, 1]
         assert nodes["b"]["vdisks_loaded"] == 2
-        assert nodes["b"]["forwarded_writes"] == 5
+        assert nodes["b"]["forwarded"] == 5
         assert [node for node in nodes if nodes[node]["here"]] == ["a"]
 
     with_two_nodes(scenario)
