@@ -6,6 +6,7 @@ import pyfuse3
 
 from fusefs.fuse_abi import Attributes as KernelAttributes
 from metadata.namespace import Inode, Kind
+from metadata.snapshots import Snapshot
 from metadata.units import BLOCK_BYTES
 
 ATTR_TIMEOUT_S = 1.0
@@ -30,6 +31,20 @@ def entry_of(number: int, inode: Inode, links: int) -> pyfuse3.EntryAttributes:
         shown.st_size = DIRECTORY_BYTES
     elif inode.kind is Kind.SYMLINK:
         shown.st_size = len(inode.target)
+    return shown
+
+
+def entry_of_version(version: Snapshot, number: int, inode: Inode, links: int) -> pyfuse3.EntryAttributes:
+    """A version of another node's vdisk: the vdisk's attributes, with the version's size and times.
+
+    Its name is looked up each time: it may lead to a newer one then.
+    """
+    shown = entry_of(number, inode, links)
+    shown.entry_timeout = 0
+    shown.st_size, shown.st_blocks = version.size, version.own_blocks * BLOCK_BYTES // 512
+    if version.mtime_ns > inode.mtime_set_ns:
+        shown.st_mtime_ns = version.mtime_ns
+        shown.st_ctime_ns = max(shown.st_ctime_ns, version.mtime_ns)
     return shown
 
 

@@ -101,6 +101,13 @@ class Invalidation:
         if before is not None and (event.value is None or decode_value(event.key, event.value) != before):
             self._entries[parent, name] = None
 
+    def note_owner(self, vdisk: int) -> None:
+        """The vdisk is another node's now: its name leads to another inode."""
+        place = self._namespace.place(vdisk)
+        if place is not None:
+            self._entries[place.parent, place.name] = None
+            self._arrived.set()
+
     async def run(self) -> None:
         """Tells the kernel, until cancelled."""
         limit = trio.Semaphore(AT_ONCE)

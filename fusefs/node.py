@@ -42,6 +42,7 @@ from fusefs.notifications import Notifications
 from fusefs.notifier import notifier
 from fusefs.operations import Operations
 from fusefs.orphans import Orphans
+from fusefs.peer_inodes import PeerInodes
 from fusefs.readiness import check_all, check_pool, check_state
 from fusefs.resolution import PathResolver
 from fusefs.settings import NO_FD, NodeSettings
@@ -148,7 +149,8 @@ async def _serve(
     tree = SnapshotTree(store.namespace, vdisks.family)
     notifications = Notifications(settings.fuse_fd, notifier_end)
     orphans = _make_orphans(settings, vdisks, store, notifications)
-    operations = Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans)
+    peers = _make_peers(vdisks, notifications)
+    operations = Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans, peers=peers)
     invalidation = _listen(store, vdisks, notifications)
     requests = DataRequests(vdisks, clear_suid=_clear_suid(store), notifications=notifications)
     channel = _channel(settings, vdisks, requests, operations=operations)
@@ -177,6 +179,9 @@ async def _serve(
             vdisks.knows_all_handles = not is_successor
             control = ControlServer(verbs, path=settings.control, uid=settings.uid)
             await nursery.start(control.run)
+            if vdisks.company is not None:
+                known = notifications.knows_inode if is_successor else _knows_none
+                vdisks.company.versions.keep_only(known)
             if is_successor:
                 channel.ask_for_unanswered()
                 await orphans.drop_all(kernel_knows=notifications.knows_inode)
@@ -235,12 +240,30 @@ async def _make_trash(
     )
 
 
+def _make_peers(vdisks: Vdisks, notifications: Notifications) -> PeerInodes | None:
+    if vdisks.company is None:
+        return None
+    kernel_knows, clock_s = notifications.knows_inode, vdisks.workspace.clock_s
+    return PeerInodes(vdisks.company, kernel_knows=kernel_knows, clock_s=clock_s)
+
+
+def _knows_none(_: int) -> bool:
+    return False
+
+
 def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications) -> Invalidation:
     """What other nodes change reaches the kernel, and the mirror of their vdisks."""
     invalidation = Invalidation(store.namespace, notifications)
     store.listen(invalidation)
     if vdisks.company is not None:
-        store.listen(vdisks.company.mirror)
+        mirror = vdisks.company.mirror
+        store.listen(mirror)
+
+        def note_owner(vdisk: int, _: object) -> None:
+            if not mirror.is_mine(vdisk):
+                invalidation.note_owner(vdisk)
+
+        mirror.listeners.append(note_owner)
         answer_announcements(vdisks.company.links, store.catch_up, invalidation.settled)
     return invalidation
 

@@ -24,14 +24,16 @@ import os
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 
-from fusefs.entries import entry_of, entry_of_frozen, kernel_attributes
+from fusefs.entries import entry_of, entry_of_frozen, entry_of_version, kernel_attributes
 from fusefs.fuse_abi import Attributes as KernelAttributes
 from fusefs.namespace_store import NamespaceStore, Plan
 from fusefs.orphans import Orphans
+from fusefs.peer_inodes import PeerInodes
+from fusefs.served_vdisks import ServedVdisks
 from fusefs.snapshot_tree import SnapshotTree
 from metadata.catalog import Change, exchange_key
 from metadata.errors import Exists, InvalidRequest, NotFound, VdiskfsError
@@ -54,6 +56,7 @@ from metadata.namespace_plans import (
     plan_symlink,
     plan_unlink,
 )
+from metadata.snapshots import Snapshot
 from metadata.units import BLOCK_BYTES, NAME_BYTES_MAX
 from replication.vdisks import HANDLE_SHIFT, VdiskStat
 
@@ -68,29 +71,13 @@ LISTED_AT_ONCE = 64
 SECTOR_BYTES = 512
 FREE_INODES = 1 << 32
 """What statfs says: there is no limit but the pool's space."""
-_DAMAGED_GENERATION = 1
+_DAMAGED_GENERATION = 1 << 62
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Handler = Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _T]]
 ReaddirReply = Callable[[pyfuse3.ReaddirToken, bytes, pyfuse3.EntryAttributes, int], bool]
-
-
-class ServedVdisks(Protocol):
-    """What is asked of the vdisks (``replication.vdisks``, and a double in the tests)."""
-
-    async def open(self, vdisk: VdiskId, *, flags: int = 0) -> int: ...
-    async def open_version(self, snapshot: int) -> int: ...
-    def is_remote(self, number: int) -> bool: ...
-    def close(self, number: int) -> None: ...
-    def has_handles(self, vdisk: VdiskId) -> bool: ...
-    def stat_nowait(self, vdisk: VdiskId) -> VdiskStat | None: ...
-    async def stat(self, vdisk: VdiskId) -> VdiskStat: ...
-    async def truncate(self, vdisk: VdiskId, size: int) -> None: ...
-    async def flush(self, vdisk: VdiskId) -> None: ...
-    async def forget(self, vdisk: VdiskId) -> None: ...
-    async def statfs(self) -> os.statvfs_result: ...
 
 
 def _answering(handler: _Handler[_P, _T]) -> _Handler[_P, _T]:
@@ -131,6 +118,7 @@ class Operations(pyfuse3.Operations):
         node: str,
         tree: SnapshotTree,
         orphans: Orphans,
+        peers: PeerInodes | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         readdir_reply: ReaddirReply = pyfuse3.readdir_reply,
     ) -> None:
@@ -141,6 +129,7 @@ class Operations(pyfuse3.Operations):
         self._node = node
         self._tree = tree
         self._orphans = orphans
+        self._peers = peers
         self._clock_ns = clock_ns
         self._readdir_reply = readdir_reply
 
@@ -161,13 +150,15 @@ class Operations(pyfuse3.Operations):
             if not await self._store.catch_up():
                 raise
             found = self._find(parent_inode, name)
-        return await self._entry(found)
+        return await self._looked_up(found)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel knows these inodes no more. How often it looked them up is of no interest: it says so
         once it has dropped an inode, and one without a name cannot be looked up again."""
-        for inode, _ in inode_list:
+        for inode, lookups in inode_list:
             self._tree.forget(inode)
+            if self._peers is not None:
+                self._peers.forget(inode, lookups)
             await self._orphans.forgotten(inode)
 
     @_answering
@@ -184,7 +175,10 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         self._tree.check_writable(inode)
+        asked, inode = inode, self._behind(inode)
         drop_privileges = False
+        if fields.update_size and self._peers is not None and asked != inode:
+            self._peers.refuse_writing(asked)
         if fields.update_size:
             drop_privileges = await self._truncate(inode, attr.st_size, ctx)
         now_ns = self._clock_ns()  # later than the cut, whose own time must not count
@@ -205,7 +199,7 @@ class Operations(pyfuse3.Operations):
             self._store.note_times(inode, mtime_ns=wanted.mtime_ns, ctime_ns=ctime_ns, now_ns=now_ns)
         else:
             await self._store.commit(lambda ns: plan_setattr(ns, inode, wanted=wanted, now_ns=now_ns))
-        return await self._attributes(inode)
+        return await self._attributes(asked)
 
     def set_times_nowait(
         self, inode: int, mtime_ns: int | None, ctime_ns: int | None
@@ -387,7 +381,7 @@ class Operations(pyfuse3.Operations):
         while children := namespace.children_after(fh, position=position, count=LISTED_AT_ONCE):
             for _, child in children:
                 try:
-                    shown = await self._entry(child)
+                    shown = self._listed(child) or await self._entry(child)
                 except NotFound:
                     continue
                 place = namespace.place(child)  # looked up again: there may have been a wait
@@ -436,13 +430,13 @@ class Operations(pyfuse3.Operations):
     @_answering
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._tree.check_writable(inode)
-        now_ns = self._clock_ns()
+        inode, now_ns = self._behind(inode), self._clock_ns()
         await self._store.commit(lambda ns: plan_setxattr(ns, inode, name=name, value=value, now_ns=now_ns))
 
     @_answering
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._tree.check_writable(inode)
-        now_ns = self._clock_ns()
+        inode, now_ns = self._behind(inode), self._clock_ns()
         await self._take_away(lambda ns: plan_removexattr(ns, inode, name=name, now_ns=now_ns), ctx)
 
     # What the handlers share.
@@ -461,7 +455,11 @@ class Operations(pyfuse3.Operations):
         return self._namespace.parent(inode) if parent is None else parent
 
     def _xattrs(self, inode: int) -> tuple[tuple[bytes, bytes], ...]:
-        return () if self._tree.owns(inode) else self._namespace.inode(inode).xattrs
+        return () if self._tree.owns(inode) else self._namespace.inode(self._behind(inode)).xattrs
+
+    def _behind(self, inode: int) -> int:
+        """The vdisk of which another node's version is shown as this inode; any other inode is itself."""
+        return inode if self._peers is None else self._peers.vdisk_of(inode)
 
     def _deed(self, ctx: pyfuse3.RequestContext) -> Deed:
         return Deed(self._node, self._clock_ns(), ctx.pid & NUMBER_MASK)
@@ -492,6 +490,8 @@ class Operations(pyfuse3.Operations):
             if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
                 self._tree.check_writable(inode)
             self._tree.note_open(inode)
+            return await self._vdisks.open_version(inode)
+        if self._peers is not None and self._peers.opens_version(inode, flags):
             return await self._vdisks.open_version(inode)
         kind = self._namespace.inode(inode).kind
         if kind is not Kind.FILE:
@@ -534,7 +534,41 @@ class Operations(pyfuse3.Operations):
         shown.attr_timeout = shown.entry_timeout = 0
         return shown
 
+    async def _looked_up(self, inode: int) -> pyfuse3.EntryAttributes:
+        """The entry of a name that stands for this inode: of another node's vdisk, the newest version."""
+        if self._peers is None or not self._peers.is_foreign(inode):
+            return await self._entry(inode)
+        try:
+            version = await self._peers.look_up(inode)
+        except VdiskfsError as exc:
+            _log.warning("a vdisk of another node cannot be read: %s inode=%d", exc, inode)
+            return self._listed(inode) or await self._entry(inode)
+        if version is not None:
+            return self._show_version(version.id, version)
+        shown = await self._entry(inode)
+        shown.entry_timeout = shown.attr_timeout = 0
+        return shown
+
+    def _listed(self, inode: int) -> pyfuse3.EntryAttributes | None:
+        """The entry of another node's vdisk in a listing, which asks nobody; None for any other inode."""
+        if self._peers is None or not self._peers.is_foreign(inode):
+            return None
+        shown = self._show(inode, self._vdisks.stat_nowait(VdiskId(inode)))
+        shown.st_ino = self._peers.listed(inode)
+        shown.entry_timeout = shown.attr_timeout = 0
+        return shown
+
+    def _show_version(self, number: int, version: Snapshot) -> pyfuse3.EntryAttributes:
+        inode = self._namespace.inode(version.vdisk)
+        return entry_of_version(version, number, inode, self._namespace.link_count(version.vdisk))
+
     async def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        behind = self._behind(inode)
+        if self._peers is not None and behind != inode:
+            version = self._peers.version(inode) or await self._peers.look_up(behind)
+            if version is not None:
+                return self._show_version(inode, version)
+            inode = behind
         frozen = self._tree.attributes(inode)
         if frozen is not None:
             return entry_of_frozen(frozen)
@@ -546,6 +580,8 @@ class Operations(pyfuse3.Operations):
 
     def _show(self, inode: int, facts: VdiskStat | None) -> pyfuse3.EntryAttributes:
         shown = entry_of(inode, self._namespace.inode(inode), self._namespace.link_count(inode))
+        if self._peers is not None:
+            shown.generation = self._peers.generation(inode)
         if facts is not None:
             shown.st_size = facts.size
             shown.st_blocks = facts.allocated_bytes // SECTOR_BYTES

@@ -36,6 +36,7 @@ from replication.head_making import make_head
 from replication.head_write import truncate
 from replication.holdings import Holdings, VdiskStat
 from replication.loading import Loading
+from replication.open_views import OpenViews
 from replication.ownership import (
     Resting,
     VdiskFacts,
@@ -93,8 +94,7 @@ class Vdisks:
         """Vdisks into which their parents' blocks are being copied."""
         self.knows_all_handles = True
         """False behind a daemon that died: of files that are open we hear when something is done with them."""
-        self._views: dict[int, View] = {}
-        """Open snapshots, by id."""
+        self._views = OpenViews(workspace, self.family, self.loading, prepare=self.prepare)
         self._resting: dict[int, Resting] = {}
         self._claimed: set[int] = set()
         self._idle_ticks: dict[int, int] = {}
@@ -180,7 +180,7 @@ class Vdisks:
 
     def _give_up(self, file_id: int) -> None:
         if self._files.give_up(file_id):
-            self._leave_view(file_id)
+            self._views.leave(file_id)
             self._note_closed(file_id)
 
     def is_remote(self, number: int) -> bool:
@@ -211,22 +211,7 @@ class Vdisks:
             snapshot = self.company.versions.opened(snapshot_id)
         if snapshot is None:
             raise NotFound(f"there is no such snapshot id={snapshot_id}")
-        vdisk, version = snapshot.vdisk, snapshot.version
-        self.family.pin(vdisk, version)
-        try:
-            await self.prepare(vdisk)
-            ancestry = await self.loading.ancestry(vdisk, version)
-        except BaseException:
-            self.family.unpin(vdisk, version)
-            raise
-        if snapshot_id in self._views:  # somebody else was quicker
-            self.family.unpin(vdisk, version)
-        else:
-            groups = self.loading.groups(vdisk)
-            view = View(self.workspace, groups, ancestry=ancestry, snapshot=snapshot)
-            view.rollbacks = self.family.descent(vdisk).rollbacks
-            self._views[snapshot_id] = view
-        return self._views[snapshot_id]
+        return await self._views.open(snapshot)
 
     def may_be_parent(self, vdisk: int) -> bool:
         """Whether a child can be made here: the owner must know of every version that somebody reads."""
@@ -256,19 +241,12 @@ class Vdisks:
 
     def close(self, number: int) -> None:
         """Gives a handle back."""
-        self._leave_view(self._files.close(number))
+        self._views.leave(self._files.close(number))
         self._note_closed(file_of(number))
 
     def _note_closed(self, file_id: int) -> None:
         if self.company is not None:
             self.company.transfers.note_closed(file_id)
-
-    def _leave_view(self, file_id: int | None) -> None:
-        """A file has no handle left; if it is a snapshot's, nobody reads that version."""
-        view = self._views.pop(file_id, None) if file_id is not None else None
-        if view is not None:
-            self.family.unpin(view.vdisk, view.version)
-            view.rows.clear()
 
     async def reader_of(self, number: int) -> Head | View | Remote:
         """What a handle reads, also one that a dead daemon gave out.
@@ -279,7 +257,7 @@ class Vdisks:
         served = self.heads_by_handle.get(number)
         if served is None:
             file_id = file_of(number)
-            is_snapshot = file_id in self._views or self.family.by_id(file_id) is not None
+            is_snapshot = self._views.get(file_id) is not None or self.family.by_id(file_id) is not None
             is_snapshot |= self.company is not None and self.company.versions.owns(file_id)
             self._files.expect(file_id)
             try:
@@ -317,8 +295,8 @@ class Vdisks:
         return served
 
     def has_handles(self, vdisk: VdiskId) -> bool:
-        """Whether any file of this vdisk is open."""
-        return self.handle_count(vdisk) > 0
+        """Whether any file of this vdisk is open, also a version of it that another node made."""
+        return self.handle_count(vdisk) > 0 or self._views.has_version_of(vdisk)
 
     def handle_count(self, file_id: int) -> int:
         """How many times the file of this vdisk, or of this snapshot, is open."""

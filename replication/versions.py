@@ -55,6 +55,10 @@ class _Version:
     is_pinned: bool = False
     is_lost: bool = False
     """The index was built anew without it."""
+    lookups: int = 0
+    """How often the kernel was told of it, less what it has forgotten."""
+    is_inherited: bool = False
+    """The kernel may have been told of it by an earlier daemon too."""
 
 
 class Versions:
@@ -94,6 +98,7 @@ class Versions:
         for number, version in self._by_id.items():
             snapshot = version.snapshot
             self._ids[snapshot.vdisk, snapshot.version, version.check] = number
+            version.is_inherited = True
             if version.pinned_until_s >= 0:
                 self._pin(version, math.inf)
         self._rewrite()
@@ -165,13 +170,14 @@ class Versions:
         return None if version is None else version.snapshot
 
     async def look_up(self, vdisk: int) -> Snapshot:
-        """The newest version of a vdisk that another node owns, pinned for a while.
+        """The newest version of a vdisk that another node owns, pinned for a while; the kernel is told of it.
 
         Raises:
             As ``Follower.newest``.
         """
-        newest = await self._follower.newest(vdisk)
-        return self._shown(newest).snapshot
+        version = self._shown(await self._follower.newest(vdisk))
+        version.lookups += 1
+        return version.snapshot
 
     def _shown(self, newest: Newest) -> _Version:
         """No await since ``newest`` was newest: its rows are there."""
@@ -192,9 +198,11 @@ class Versions:
         Raises:
             InvalidRequest: it can be read no more: the name must be looked up again (ESTALE).
         """
+        if not self.owns(inode):
+            return None
         version = self._by_id.get(inode)
         if version is None:
-            return None
+            raise InvalidRequest(f"there is no such version inode={inode}", number=errno.ESTALE)
         if not version.is_pinned:
             state = self._index.state(version.snapshot.vdisk)
             if version.is_lost or state is None or state.record_check != version.check:
@@ -205,11 +213,20 @@ class Versions:
         self._pin(version, self._clock_s() + LOOKUP_PIN_S)
         return version.snapshot
 
-    def forget(self, inode: int) -> None:
-        """The kernel knows this inode no more."""
-        version = self._by_id.pop(inode, None)
+    def forget(self, inode: int, lookups: int, *, kernel_knows: Callable[[int], bool]) -> None:
+        """The kernel has forgotten so many times that it was told of this inode; it goes with the last.
+
+        Of one that an earlier daemon had told it of, only the kernel knows how often that was.
+        """
+        version = self._by_id.get(inode)
         if version is None:
             return
+        version.lookups -= lookups
+        if version.lookups <= 0 and not (version.is_inherited and kernel_knows(inode)):
+            self._drop(inode, version)
+
+    def _drop(self, inode: int, version: _Version) -> None:
+        del self._by_id[inode]
         one = version.snapshot
         self._unpin(version)
         if self._ids.get((one.vdisk, one.version, version.check)) == inode:
@@ -219,7 +236,7 @@ class Versions:
     def keep_only(self, kernel_knows: Callable[[int], bool]) -> None:
         """At a daemon's start: what the kernel does not know, it will not forget again."""
         for inode in [inode for inode in self._by_id if not kernel_knows(inode)]:
-            self.forget(inode)
+            self._drop(inode, self._by_id[inode])
 
     def end_pins(self) -> None:
         """Now and then: pins of what was looked up and not opened end."""
