@@ -341,9 +341,19 @@ class SqliteCatalog:
 
     async def damage(self) -> list[str]:
         """What SQLite's own check finds wrong with the file; nothing, normally. Reads all of it."""
-        async with self._lock:
-            lines = await self._in_thread(lambda: self._db.execute("PRAGMA integrity_check(20)").fetchall())
-        return [line for (line,) in lines if line != "ok"]
+
+        def read() -> list[str]:
+            with _our_errors(self._path):
+                db = _connect(
+                    self._path
+                )  # of its own: it takes long, and sessions are to be kept alive meanwhile
+                try:
+                    lines = db.execute("PRAGMA integrity_check(20)").fetchall()
+                finally:
+                    db.close()
+            return [line for (line,) in lines if line != "ok"]
+
+        return await trio.to_thread.run_sync(read)
 
     async def aclose(self) -> None:
         with trio.CancelScope(shield=True):  # closing takes a checkpoint of the log, no longer
