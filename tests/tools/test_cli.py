@@ -163,10 +163,10 @@ def verbs_of(parser: argparse.ArgumentParser) -> dict[str, str]:
 def test_every_verb_leads_to_a_function() -> None:
     named = verbs_of(cli.build_parser())
     assert sorted(named) == [
-        "check", "clone", "cluster init", "cluster join", "cluster ls", "create", "diff", "du", "export", "flatten", "format", "gc", "import", "info", "ls", "map", "mount",
-        "resize", "rm", "scrub", "snap create", "snap ls", "snap protect", "snap rename", "snap rm",
-        "snap rollback", "snap unprotect", "status", "top", "trash ls", "trash purge", "trash restore", "tree", "umount",
-        "upgrade",
+        "check", "clone", "cluster init", "cluster join", "cluster ls", "create", "diff", "du", "export",
+        "flatten", "format", "gc", "import", "info", "ls", "map", "mount", "resize", "rm", "scrub",
+        "snap create", "snap ls", "snap protect", "snap rename", "snap rm", "snap rollback", "snap unprotect",
+        "status", "top", "trash ls", "trash purge", "trash restore", "tree", "umount", "upgrade",
     ]  # fmt: skip
     for run in named.values():
         module, _, function = run.partition(":")
