@@ -19,7 +19,7 @@ from replication.certificates import Signed, make_certificate
 from replication.cluster import CALL_DATA_BYTES_MAX, Answer, Member
 from replication.credentials import Credentials
 from replication.links import NodeLinks
-from replication.secure_stream import secure_context
+from replication.secure_stream import QUEUE_BYTES_MAX, secure_context
 from replication.wire import Hello, encode_answer, encode_hello
 from tests.replication.linked_nodes import Linked, join, linked
 
@@ -189,6 +189,51 @@ class TestEnds:
                 await nodes.stop("one")
                 may_go_on.set()
                 await is_done.wait()
+
+        run(scenario)
+
+
+class TestASlowNode:
+    def test_one_that_reads_nothing_costs_its_callers_their_deadline_and_others_nothing(
+        self, tmp_path: pathlib.Path
+    ) -> None:
+        async def scenario() -> None:
+            one, two, slow = await join(tmp_path, "one", "two", "slow")
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+
+                def say_hello_and_no_more() -> ssl.SSLSocket:
+                    connected, _ = listener.accept()
+                    secured = secure_context(slow, answers=True).wrap_socket(connected, server_side=True)
+                    assert secured.recv(1000)
+                    secured.sendall(encode_hello(Hello(slow.cluster, "slow", "slow")))
+                    return secured
+
+                async with linked(one, two) as nodes:
+                    caller = nodes.links["one"]
+                    port = listener.getsockname()[1]
+                    nodes.members["slow"] = Member("slow", "127.0.0.1", port, "slow")
+                    connections, gave_up = list[ssl.SSLSocket](), list[int]()
+
+                    async def accept() -> None:
+                        connections.append(await trio.to_thread.run_sync(say_hello_and_no_more))
+
+                    async def ask(number: int) -> None:
+                        with pytest.raises(Unavailable, match="does not answer node=slow"):
+                            await caller.call("slow", "echo", {}, bytes(CALL_DATA_BYTES_MAX), deadline_s=1)
+                        gave_up.append(number)
+
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(accept)
+                        for number in range(40):  # 44 MiB
+                            nursery.start_soon(ask, number)
+                        await trio.testing.wait_all_tasks_blocked(0.05)
+                        for _ in range(20):
+                            await caller.call("two", "echo", {}, bytes(1000), deadline_s=1)
+                        side = caller._peers["slow"].side
+                        assert side is not None
+                        assert side._stream.queued_bytes <= QUEUE_BYTES_MAX + 2 * CALL_DATA_BYTES_MAX
+                    assert len(gave_up) == 40
+                    connections[0].close()
 
         run(scenario)
 
