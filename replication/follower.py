@@ -15,9 +15,10 @@ comes with what it tells; what this node reads is pinned here. Where nobody coul
 
 import functools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
@@ -60,6 +61,8 @@ ASK_S = 1.0
 """An owner that does not answer within this is not asked any more this time: the pool knows as well."""
 UNUSED_S = 10.0
 """A subscription that nobody needs is kept so long after it was last of use."""
+TOLD_MAX = 32
+"""Publications acknowledged before they are applied; one more waits."""
 ROUNDS_MAX = 10
 """Of catching up with an owner that goes on writing."""
 TRIES_MAX = 5
@@ -93,6 +96,9 @@ class _Following:
     trusted_until_s: float = 0.0
     state: VdiskState | None = None
     """What the index has; None: not trusted yet."""
+    told: deque[tuple[Publication, bytes]] = field(default_factory=deque)
+    """Publications acknowledged and not applied yet: whoever asks for the newest version applies them first."""
+    is_applying: bool = False
 
 
 class Follower:
@@ -128,6 +134,7 @@ class Follower:
         """Who knows vdisks of which something is pinned besides what open readers read."""
         self.rebuilt: list[Rebuilt] = []
         """Told when an index was built anew."""
+        self._nursery: trio.Nursery | None = None
         mirror.listeners.append(self._note_owner)
         links.serve(PUBLISH, self._publish)
         links.serve(MOVED, self._moved)
@@ -146,6 +153,7 @@ class Follower:
         if known is not None:
             return known
         async with self._loading.alone_at(vdisk):
+            await self._apply_told(vdisk)
             known = self.newest_nowait(vdisk)
             return self._described(vdisk, await self._find(vdisk)) if known is None else known
 
@@ -153,6 +161,8 @@ class Follower:
         """The same, if a subscription knows."""
         following = self._following.get(vdisk)
         if following is None or following.state is None or not self._is_trusted(following):
+            return None
+        if following.told:
             return None
         following.used_s = self._workspace.clock_s()
         return self._described(vdisk, following.state)
@@ -175,10 +185,11 @@ class Follower:
 
     async def run(self) -> None:
         """Renews subscriptions until it is cancelled."""
-        while True:
-            await trio.sleep(RENEW_S)
-            with suppress(VdiskfsError):
-                await self._tick()
+        async with trio.open_nursery() as self._nursery:
+            while True:
+                await trio.sleep(RENEW_S)
+                with suppress(VdiskfsError):
+                    await self._tick()
 
     # ---- finding out
 
@@ -295,17 +306,40 @@ class Follower:
 
     async def _publish(self, node: str, values: Mapping[str, Any], data: bytes) -> Answer:
         told = publication_in(values)
-        async with self._loading.alone_at(told.vdisk):
-            following = self._following.get(told.vdisk)
-            if following is None or following.owner != Owner(node, told.epoch) or following.state is None:
-                raise NotFound(f"the vdisk is not followed vdisk={told.vdisk}")
+        vdisk, following = told.vdisk, self._following.get(told.vdisk)
+        if following is None or following.state is None or len(following.told) >= TOLD_MAX:
+            async with self._loading.alone_at(vdisk):  # it is just being subscribed to, or has fallen behind
+                await self._apply_told(vdisk)
+                following = self._following.get(vdisk)
+        if following is None or following.owner != Owner(node, told.epoch) or following.state is None:
+            raise NotFound(f"the vdisk is not followed vdisk={vdisk}")
+        following.told.append((told, data))
+        if not following.is_applying and self._nursery is not None:
+            following.is_applying = True
+            self._nursery.start_soon(self._apply_soon, vdisk, following)
+        return {}, b""
+
+    async def _apply_soon(self, vdisk: int, following: _Following) -> None:
+        try:
+            async with self._loading.alone_at(vdisk):
+                await self._apply_told(vdisk)
+        finally:
+            following.is_applying = False
+
+    async def _apply_told(self, vdisk: int) -> None:
+        """Inside ``alone_at``: applies what was acknowledged; what cannot be ends the subscription."""
+        following = self._following.get(vdisk)
+        while following is not None and following.told and following.state is not None:
+            told, data = following.told[0]
             try:
                 following.state = await self._applied(told, data, following.state)
-            except BaseException:
-                self._following.pop(told.vdisk, None)
-                raise
+            except VdiskfsError as exc:
+                log.warning("a publication cannot be applied: %s vdisk=%d", exc, vdisk)
+                if self._following.get(vdisk) is following:
+                    del self._following[vdisk]
+                return
+            following.told.popleft()
             self.applied += 1
-        return {}, b""
 
     async def _applied(self, told: Publication, data: bytes, state: VdiskState) -> VdiskState:
         vdisk, space = told.vdisk, self._workspace

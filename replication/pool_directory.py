@@ -103,7 +103,8 @@ class GroupFile:
                     self.allocated_blocks = os.stat(self.path).st_size // BLOCK_BYTES
                     self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError as exc:
-            raise NotFound(f"an extent group is missing from the pool file={self.path}") from exc
+            missing = f"an extent group is missing from the pool file={self.path}"
+            raise NotFound(missing, number=errno.EIO) from exc  # no name that a guest has asked for
         except OSError as exc:
             raise pool_error(exc, f"opening {self.path}") from exc
 

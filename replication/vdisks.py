@@ -25,13 +25,13 @@ from metadata.ids import VdiskId
 from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
 from replication.checkpoint import checkpoint_if_due
-from replication.commit import flush, note_journal_need, note_sync
+from replication.commit import commit_light, flush, note_journal_need, note_sync
 from replication.company import Company
 from replication.deletion import Deletion
 from replication.epochs import begin, is_begun, of_this_epoch
 from replication.family import Family
 from replication.handles import HANDLE_SHIFT, Handles, file_of
-from replication.head import DIRTY_ROWS_MAX, Head
+from replication.head import DIRTY_ROWS_MAX, SYNC_STREAK, Head
 from replication.head_making import make_head
 from replication.head_write import truncate
 from replication.holdings import Holdings, VdiskStat
@@ -317,7 +317,7 @@ class Vdisks:
         handle = self.handles[number]
         try:
             note_sync(head)
-            await flush(head)
+            await (commit_light if head.syncs.streak >= SYNC_STREAK else flush)(head)
         finally:
             told, handle.errors_told = handle.errors_told, head.error_no
         if told != head.error_no and head.last_error is not None:
