@@ -88,6 +88,8 @@ class MountedPool:
         self.mountpoint.mkdir(parents=True)
         self.prefix: tuple[str, ...] = ()
         """What the command line is run with: a network namespace's entrance."""
+        self.options: tuple[str, ...] = ()
+        """Of every mount."""
         self.expects_errors = False
         """True where a test provokes ERROR lines in the daemon's log."""
 
@@ -114,7 +116,8 @@ class MountedPool:
 
     def mount(self, *options: object) -> None:
         """Mount; ready when it returns."""
-        self.run("mount", self.pool, self.mountpoint, "--state", self.state, "--node", self.node, *options)
+        where = (self.pool, self.mountpoint, "--state", self.state, "--node", self.node)
+        self.run("mount", *where, *self.options, *options)
 
     def umount(self) -> None:
         """Unmount; everything flushed and no process left when it returns."""
