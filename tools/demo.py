@@ -1,15 +1,19 @@
-"""``make demo``: a pool, a mount and a real disk image in and out, each step shown as a user would type it.
+"""``make demo``: a pool, two nodes and a real disk image in and out, each step shown as a user would type it.
 
 Nothing outside one scratch folder is touched, and that is gone at the end, mount and processes included.
 """
 
+import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from fusefs import mount_table
 
 CONTENT = "/usr/share/doc"
 """Any tree of files on every Debian; the demo's disk image is a file system of it."""
@@ -66,11 +70,48 @@ vdiskfs mount pool disks --state state
 sha256sum -c before
 vdiskfs scrub disks
 
+# A second node of the same pool: what one has flushed, the other reads, from an index of its own.
+vdiskfs mount pool there --state there.state --node there
+qemu-io -n -f raw -c "write -P 3 0 1M" -c flush disks/scratch
+cmp disks/scratch there/scratch
+
+# A file that is open there stays as it is, whatever is published; opened again, it is the newest.
+sha256sum there/scratch
+sh -c "exec 3<there/scratch; qemu-io -n -f raw -c 'write -P 4 0 1M' -c flush disks/scratch; sha256sum <&3"
+cmp disks/scratch there/scratch
+
+# A node may write what another owns: idle, the vdisk is handed over. Verbs work on any node.
+vdiskfs snap create there/scratch@from-there
+qemu-io -n -f raw -c "write -P 5 1M 1M" -c flush there/scratch
+cmp disks/scratch there/scratch
+qemu-io -n -f raw -c "write -P 6 2M 1M" -c flush disks/scratch
+vdiskfs status there
+
+# The first node, which owns it now, dies at once, as by a power cut. Reading goes on.
+sha256sum disks/scratch there/scratch
+power-off disks
+sha256sum there/scratch
+
+# Writing, too, once the dead node's session has ended: there takes the vdisk over.
+qemu-io -n -f raw -c "write -P 8 3M 1M" -c flush there/scratch
+vdiskfs status there
+vdiskfs check there
+
+# The first node comes back, and sees what happened meanwhile.
+vdiskfs umount --force disks
+vdiskfs mount pool disks --state state
+cmp disks/scratch there/scratch
+vdiskfs umount there
+
 # And out again, as an image for somebody else.
 vdiskfs export disks/documentation out.qcow2
 qemu-img compare -f qcow2 -F qcow2 image.qcow2 out.qcow2
 vdiskfs umount disks
 """
+
+MOUNTPOINTS = ("disks", "there")
+POWER_OFF = "power-off "
+"""A step of the demo's own: what it does is shown as well."""
 
 
 def main() -> int:
@@ -80,6 +121,8 @@ def main() -> int:
             step = line.format(content=CONTENT, megabytes=_megabytes(CONTENT))
             if not step or step.startswith("#"):
                 print(step, flush=True)
+            elif step.startswith(POWER_OFF):
+                _power_off(step.removeprefix(POWER_OFF), folder)
             elif not _run(step, folder):
                 return 1
     print("\nThat was all of it; the scratch folder is gone again.")
@@ -90,12 +133,36 @@ def main() -> int:
 def _scratch() -> Iterator[str]:
     """A folder for pool, state and mount, with nothing left of them afterwards."""
     with tempfile.TemporaryDirectory(prefix="vdiskfs-demo-") as folder:
-        os.mkdir(os.path.join(folder, "disks"))
+        for name in MOUNTPOINTS:
+            os.mkdir(os.path.join(folder, name))
         try:
             yield folder
         finally:
-            if os.path.ismount(os.path.join(folder, "disks")):
-                subprocess.run(_command("vdiskfs umount --force disks"), cwd=folder, env=_environment())
+            for name in MOUNTPOINTS:
+                if _is_mounted(os.path.join(folder, name)):
+                    subprocess.run(_command(f"vdiskfs umount --force {name}"), cwd=folder, env=_environment())
+
+
+def _is_mounted(path: str) -> bool:
+    """Also one that has lost its daemon."""
+    return any(entry.mountpoint == os.path.realpath(path) for entry in mount_table.read_mounts())
+
+
+def _power_off(name: str, folder: str) -> None:
+    """Keeper and daemon of a mount die together."""
+    asked = subprocess.run(
+        _command(f"vdiskfs status {name} --json"),
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        check=True,
+    )
+    facts = json.loads(asked.stdout)
+    pids = [int(facts["keeper_pid"]), int(facts["pid"])]
+    print(f"$ kill -9 {' '.join(map(str, pids))}", flush=True)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that neither sees the other's end
+        for pid in pids:
+            os.kill(pid, number)
 
 
 def _run(step: str, folder: str) -> bool:
