@@ -20,8 +20,9 @@ from metadata.snapshots import Snapshot
 from replication.company import Company
 from replication.versions import END_ID, FIRST_ID
 
-WRITING_S = 1.0
-"""So long a name leads to the head's inode after somebody wanted to write: the kernel looks it up at once."""
+WRITING_S = 5.0
+"""So long a name leads to the head's inode after somebody wanted to write. The kernel looks it up at once, twice, and each
+time a silent owner may be waited for."""
 LISTED_FROM = (FIRST_ID + END_ID) // 2
 """From here on a number is a vdisk's in a listing; versions have those below."""
 
