@@ -25,7 +25,7 @@ qemu-img convert -f raw -O qcow2 image.raw image.qcow2
 
 # A pool is a directory; mounted, the files in it are virtual disks.
 vdiskfs format pool
-vdiskfs mount pool disks --state state
+vdiskfs mount pool disks --state state --node here
 
 # The image comes in, whatever its format was, and goes on being a file to everybody.
 vdiskfs import image.qcow2 disks/documentation
@@ -66,7 +66,7 @@ vdiskfs status disks
 # Away and back again: every byte is the same, and every block agrees with its checksum.
 sha256sum disks/documentation disks/clone disks/scratch > before
 vdiskfs umount disks
-vdiskfs mount pool disks --state state
+vdiskfs mount pool disks --state state --node here
 sha256sum -c before
 vdiskfs scrub disks
 
@@ -99,7 +99,7 @@ vdiskfs check there
 
 # The first node comes back, and sees what happened meanwhile.
 vdiskfs umount --force disks
-vdiskfs mount pool disks --state state
+vdiskfs mount pool disks --state state --node here
 cmp disks/scratch there/scratch
 vdiskfs umount there
 
