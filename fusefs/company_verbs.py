@@ -7,6 +7,7 @@ from dataclasses import asdict
 from fusefs.cluster_status import ClusterStatus, Loaded, Sources
 from fusefs.control import Verb
 from fusefs.namespace_store import NamespaceStore
+from fusefs.owner_verbs import OwnerVerbs
 from fusefs.resolution import PathResolver
 from fusefs.verb_forwarding import VerbForwarding
 from fusefs.verb_jobs import RemoteVerbs, VerbJobs
@@ -62,6 +63,7 @@ class CompanyVerbs:
         self._company, self._vdisks = company, vdisks
         remote = RemoteVerbs(company.links, _new_id)
         self.forwarding = VerbForwarding(store, paths, owners=self, acquire=self.acquire, run_on=remote.run)
+        self.owners = OwnerVerbs(company, paths)
         self.everywhere = VerbsEverywhere(self, self, acquire=self.acquire, run_on=remote.run)
 
     def jobs(self, verbs: Mapping[str, Verb], parts: Mapping[str, Verb]) -> VerbJobs:
@@ -85,9 +87,8 @@ class CompanyVerbs:
             ]
 
         def counters() -> dict[str, int]:
-            forwarded = sum(remote.forwarded for remote in company.transfers.remotes.values())
-            served = company.forwarding.served
-            return {**asdict(company.transfers.counts), "forwarded": forwarded, "served": served}
+            transfers, served = company.transfers, company.forwarding.served
+            return {**asdict(transfers.counts), "forwarded": transfers.forwarded, "served": served}
 
         sources = Sources(
             owners=lambda: company.mirror.owners,

@@ -19,8 +19,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NoReturn
 
 import pyfuse3
@@ -128,7 +128,10 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
             NamespaceStore(catalog, has_company=workspace.has_others, announce=announce)
         )
         times.note("names")
-        vdisks = await stack.enter_async_context(Vdisks(workspace, start_over=_start_over(index.path)))
+        vdisks = Vdisks(workspace, start_over=_start_over(index.path))
+        if vdisks.company is not None:
+            await stack.enter_async_context(_meanwhile(vdisks.company.run))  # to the last commit
+        await stack.enter_async_context(vdisks)
         times.note("journal and logs")
         if await _serve(settings, workspace, vdisks, store=store, times=times, notifier_end=notifier_end):
             await make_way(vdisks)
@@ -165,7 +168,6 @@ async def _serve(
             nursery.start_soon(store.run)
             nursery.start_soon(vdisks.run)
             if vdisks.company is not None:
-                nursery.start_soon(vdisks.company.run)
                 nursery.start_soon(orphans.run)
             if jobs is not None:
                 nursery.start_soon(jobs.run)
@@ -264,8 +266,18 @@ def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications)
                 invalidation.note_owner(vdisk)
 
         mirror.listeners.append(note_owner)
+        vdisks.company.forwarding.drop_pages = notifications.drop_pages
         answer_announcements(vdisks.company.links, store.catch_up, invalidation.settled)
     return invalidation
+
+
+@asynccontextmanager
+async def _meanwhile(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """A task that runs until the end of the context."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(task)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 def _clear_suid(store: NamespaceStore) -> Callable[[VdiskId], Awaitable[None]]:

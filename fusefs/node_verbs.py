@@ -39,7 +39,7 @@ from replication.workspace import Workspace
 
 CHANGING_VERBS = (
     *("snap_create", "snap_rm", "snap_rename", "snap_protect", "snap_rollback"),
-    *("clone", "flatten", "rm", "trash_restore", "trash_purge", "gc"),
+    *("clone", "flatten", "rm", "trash_restore", "trash_purge", "gc", "owner_take"),
 )
 """What a mount with ``-o ro`` refuses; of all else the kernel sees to it."""
 
@@ -81,10 +81,14 @@ class Node:
             "segments_cached": len(space.segment_cache),
             "journal_entries_free": space.journal.room(),
             "requests": dict(self.channel.counts),
-            "requests_to_owners": 0,
+            "requests_to_owners": self.requests_to_owners(),
             "kernel_resends": self.channel.resends,
             "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+
+    def requests_to_owners(self) -> int:
+        """Of files that this node's guests write though another node owns them; reading asks nobody."""
+        return self.vdisks.company.transfers.forwarded if self.vdisks.company is not None else 0
 
     async def take_over(self, _arguments: dict[str, Any], _progress: Progress) -> object:
         """All that a new keeper needs, after this daemon's own was killed; this one reports to it from now on."""
@@ -142,6 +146,8 @@ def all_verbs(
         **_counting_verbs(vdisks, store, paths, everywhere, parts=parts),
         **_difference_verbs(vdisks, paths, notifications, everywhere, parts=parts),
     }
+    if company is not None:
+        verbs |= company.owners.verbs()
     if node.settings.read_only:
         verbs |= dict.fromkeys(CHANGING_VERBS, _refuse)
     if company is None:

@@ -62,6 +62,10 @@ class Notifications:
         """
         await self._tell(_INVALIDATE_INODE, _INVALIDATION.pack(inode, offset, 0))
 
+    async def drop_pages(self, inode: int, offset: int, length: int) -> None:
+        """The same for [offset, offset + length); length 0: to the end."""
+        await self._tell(_INVALIDATE_INODE, _INVALIDATION.pack(inode, offset, length))
+
     async def forget_entry(self, parent: int, name: bytes) -> None:
         """Lets the kernel look a name up anew, and drop the inode behind it, with its pages, unless it is open.
 

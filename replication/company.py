@@ -33,6 +33,7 @@ class Company:
     def __init__(self, holdings: Holdings, links: Links, membership: Membership) -> None:
         self.holdings, self.links, self.membership = holdings, links, membership
         self.node = membership.node
+        self._begun = trio.Event()
         space = holdings.workspace
         space.fence = self.fence = Fence(
             space.catalog, self.node, is_certain=membership.is_certain, note_deposed=self._note_deposed
@@ -74,6 +75,15 @@ class Company:
 
     def _note_deposed(self, vdisk: int, why: VdiskfsError) -> None:
         self.transfers.note_deposed(vdisk, why)
+
+    def begin(self) -> None:
+        """The journal is replayed: what others ask is served from now on."""
+        self.transfers.is_serving = self.forwarding.is_serving = True
+        self._begun.set()
+
+    def end(self) -> None:
+        """All is at rest: nothing is served any more."""
+        self.transfers.is_serving = self.forwarding.is_serving = False
 
     async def open(self, vdisk: VdiskId, *, flags: int) -> Head | Remote:
         """What a file of the vdisk, opened by its own inode, reads and writes.
@@ -133,6 +143,7 @@ class Company:
         """Does what nobody waits for, until it is cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.fence.run)
+            await self._begun.wait()
             nursery.start_soon(self.publisher.run)
             nursery.start_soon(self.follower.run)
             nursery.start_soon(self.transfers.run)

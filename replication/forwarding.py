@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from metadata.errors import NotOwner
+from metadata.errors import NotOwner, Unavailable
 from metadata.ids import VdiskId
 from replication import head_read, head_write
 from replication.cluster import Answer, Links
@@ -123,6 +123,7 @@ class Forwarding:
         self._head, self._files = head, files
         self.drop_pages: DropPages | None = None
         """Of the kernel of this node's mount, if there is one."""
+        self.is_serving = False
         self.served = 0
         """Counts forwarded requests of others."""
         self._uncached: set[int] = set()
@@ -137,6 +138,8 @@ class Forwarding:
             self._uncached.discard(vdisk)
 
     async def _serve(self, deed: str, node: str, arguments: Arguments, data: bytes) -> Answer:
+        if not self.is_serving:
+            raise Unavailable("the node is just starting, or ending")
         self.served += 1
         if deed not in CHANGING:
             return await self._carry_out(deed, arguments, data)

@@ -95,6 +95,8 @@ class Transfers:
         self._publisher = publisher
         self._catalog, self.node = holdings.workspace.catalog, membership.node
         self.counts = TransferCounts()
+        self.is_serving = False
+        """The journal has been replayed: whoever asks before that could get a vdisk without what it holds."""
         self.remotes: dict[int, Remote] = {}
         """Vdisks open for writing here that another node owns, or owned when they were opened."""
         self._sharers: dict[int, set[str]] = {}
@@ -103,6 +105,8 @@ class Transfers:
         """What files opened on a head that has gone read, by vdisk; their versions are pinned."""
         self._learned: dict[int, int] = {}
         """Epochs of this node under which the mirror has been read anew, or was never behind."""
+        self._forwarded_before = 0
+        """Of remotes that are no more."""
         self._leaving: list[tuple[int, str]] = []
         """Vdisks whose last file open for writing here was closed, and their owners."""
         self._pins: list[_Pins] = []
@@ -112,6 +116,7 @@ class Transfers:
         """Nobody's vdisks of which heads were loaded here, and which another node has claimed."""
         self._wake = trio.Event()
         mirror.listeners.append(self._note_owner)
+        membership.on_lost.append(self.check_owned)
         links.serve("acquire", self._serve_acquire)
         links.serve("owned", self._serve_owned)
         links.serve("remote_close", self._serve_close)
@@ -120,6 +125,11 @@ class Transfers:
         """At the start: all that the catalog says has just been read."""
         owners = self._mirror.owners.items()
         self._learned = {vdisk: owner.epoch for vdisk, owner in owners if owner.node == self.node}
+
+    @property
+    def forwarded(self) -> int:
+        """How many requests of this node's guests other nodes have answered."""
+        return self._forwarded_before + sum(remote.forwarded for remote in self.remotes.values())
 
     # ---- asking
 
@@ -259,6 +269,7 @@ class Transfers:
         for view in self._frozen.pop(vdisk, ()):
             self._own.family.unpin(vdisk, view.version)
         remote = self.remotes.pop(vdisk, None)
+        self._forwarded_before += remote.forwarded if remote is not None else 0
         if remote is not None and remote.owner is not None and remote.owner.node != self.node:
             self._leaving.append((vdisk, remote.owner.node))
             self._wake.set()
@@ -267,6 +278,8 @@ class Transfers:
 
     async def _serve_acquire(self, node: str, arguments: Mapping[str, Any], data: bytes) -> Answer:
         vdisk, force = int(arguments["vdisk"]), bool(arguments["force"])
+        if not self.is_serving:
+            raise Unavailable("the node is just starting, or ending")
         async with self._handing.setdefault(vdisk, trio.Lock()):
             if not force and self._is_used(vdisk):
                 await self._check_mine(vdisk)

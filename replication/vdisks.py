@@ -31,10 +31,11 @@ from replication.deletion import Deletion
 from replication.epochs import begin, is_begun, of_this_epoch
 from replication.family import Family
 from replication.handles import HANDLE_SHIFT, Handles, file_of
-from replication.head import DIRTY_ROWS_MAX, SYNC_STREAK, Head
+from replication.head import SYNC_STREAK, Head
 from replication.head_making import make_head
 from replication.head_write import truncate
 from replication.holdings import Holdings, VdiskStat
+from replication.housekeeping import Housekeeping
 from replication.loading import Loading
 from replication.open_views import OpenViews
 from replication.ownership import (
@@ -54,12 +55,6 @@ log = logging.getLogger(__name__)
 __all__ = ["HANDLE_SHIFT", "StartOver", "VdiskStat", "Vdisks"]
 
 TICK_S = 1.0
-REST_AFTER_TICKS = 20
-"""Ticks without a handle before a head is put to rest."""
-PENDING_BYTES_MAX = 512 << 20
-"""Unflushed bytes of one vdisk after which the node commits on its own."""
-PENDING_TICKS_MAX = 30
-"""Ticks a change stays unflushed at most, as with a kernel's own write-back."""
 RESTING_AT_ONCE = 8
 
 StartOver = Callable[[VdiskfsError], NoReturn]
@@ -97,8 +92,7 @@ class Vdisks:
         self._views = OpenViews(workspace, self.family, self.loading, prepare=self.prepare)
         self._resting: dict[int, Resting] = {}
         self._claimed: set[int] = set()
-        self._idle_ticks: dict[int, int] = {}
-        self._pending_ticks: dict[int, int] = {}
+        self._housekeeping = Housekeeping(put_to_rest=self.put_to_rest, has_handles=self.has_handles)
         self._users: Counter[int] = Counter()
         """Requests that use a head without a handle: it is not dropped meanwhile."""
         self._journaled: dict[int, list[JournalEntry]] = {}
@@ -150,11 +144,15 @@ class Vdisks:
                 log.error("unflushed writes are lost, the vdisk cannot be read: %s vdisk=%d", exc, vdisk)
         note_journal_need(self.workspace)
         await self.deletion.forget_unneeded()
+        if self.company is not None:
+            self.company.begin()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         with trio.CancelScope(shield=True):
             await self.rest_all()
+        if self.company is not None:
+            self.company.end()
         if self.company is not None:
             self.company.versions.close()
         self.workspace.close_threads()
@@ -448,7 +446,7 @@ class Vdisks:
             await trio.sleep(TICK_S)
             for head in list(self.heads.values()):
                 try:
-                    await self._tend(head)
+                    await self._housekeeping.tend(head)
                 except VdiskfsError as exc:
                     log.warning("housekeeping: %s vdisk=%d", exc, head.vdisk)
             note_journal_need(self.workspace)
@@ -456,25 +454,6 @@ class Vdisks:
                 await self.deletion.forget_unneeded()
             except VdiskfsError as exc:
                 log.warning("housekeeping: %s", exc)
-
-    async def _tend(self, head: Head) -> None:
-        vdisk = VdiskId(head.vdisk)
-        waiting = self._pending_ticks.get(vdisk, 0) + 1 if head.is_dirty else 0
-        idle = 0 if self.has_handles(vdisk) else self._idle_ticks.get(vdisk, 0) + 1
-        self._pending_ticks[vdisk], self._idle_ticks[vdisk] = waiting, idle
-        if (
-            waiting > PENDING_TICKS_MAX
-            or head.log.pending.data_bytes() > PENDING_BYTES_MAX
-            or len(head.dirty) > DIRTY_ROWS_MAX // 2
-        ):
-            await flush(head)
-            self._pending_ticks[vdisk] = 0
-        if head.light_commits and not head.is_dirty:
-            await flush(head)
-        if idle > REST_AFTER_TICKS:
-            await self.put_to_rest(head)
-            self._pending_ticks.pop(vdisk, None)
-            self._idle_ticks.pop(vdisk, None)
 
     # ---- what the operations ask
 

@@ -18,6 +18,7 @@ from metadata.units import NAME_BYTES_MAX, TRASH_S_DEFAULT
 from tools.cluster_arguments import cluster_verbs
 from tools.difference_arguments import add_difference_verbs
 from tools.durations import parse_duration
+from tools.owner_arguments import add_owner_verbs
 from tools.sizes import parse_size
 from tools.snapshot_arguments import AddVerb, add_clone_verbs, add_snap_verbs, add_trash_verbs
 
@@ -107,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, add, summary in (
         ("snap", add_snap_verbs, "make, list, delete, restore snapshots"),
         ("trash", add_trash_verbs, "list, restore, purge deleted vdisks"),
+        ("owner", add_owner_verbs, "say which node may write a vdisk, and change it"),
         ("cluster", cluster_verbs(_node), "say who may be a node of a pool, and who is there"),
     ):
         group = verbs.add_parser(name, help=summary, description=summary)

@@ -10,8 +10,9 @@ from metadata.catalog import Change, decode_value, vdisk_key
 from metadata.errors import Corrupt, IndexDamaged, NotFound, Unavailable
 from metadata.ids import VdiskId
 from replication import head_write
+from replication.housekeeping import PENDING_TICKS_MAX, REST_AFTER_TICKS
 from replication.ownership import read_facts
-from replication.vdisks import HANDLE_SHIFT, PENDING_TICKS_MAX, REST_AFTER_TICKS, TICK_S, Vdisks
+from replication.vdisks import HANDLE_SHIFT, TICK_S, Vdisks
 from tests.replication.faults import FaultyRig
 from tests.replication.rig import (
     B,

@@ -1,0 +1,171 @@
+"""Two mounts of one pool: writing anywhere, whoever owns the vdisk, and whatever becomes of the owner."""
+
+import errno
+import mmap
+import os
+import pathlib
+import signal
+from contextlib import suppress
+
+import pytest
+
+from tests.mounted_nodes import MountedNodes, wait_until
+from tests.mounted_pool import MountedPool
+
+B = 4096
+
+
+@pytest.fixture
+def both(nodes: MountedNodes) -> tuple[MountedPool, MountedPool]:
+    return nodes.node("a"), nodes.node("b")
+
+
+def page(value: int) -> mmap.mmap:
+    """A block for O_DIRECT."""
+    memory = mmap.mmap(-1, B)
+    memory.write((value + 1).to_bytes(8, "little") * (B // 8))
+    return memory
+
+
+class Direct:
+    """A file open as hypervisors open it."""
+
+    def __init__(self, path: pathlib.Path, flags: int = os.O_RDWR) -> None:
+        self.fd = os.open(path, flags | os.O_DIRECT)
+
+    def __enter__(self) -> "Direct":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+
+    def write(self, block_no: int, value: int) -> None:
+        assert os.pwrite(self.fd, page(value), block_no * B) == B
+
+    def read(self, block_no: int) -> int:
+        memory = mmap.mmap(-1, B)
+        assert os.preadv(self.fd, [memory], block_no * B) == B
+        return int.from_bytes(memory[:8], "little") - 1
+
+
+def owner(node: MountedPool, name: str) -> str:
+    found: str = node.json("owner", "show", node.mountpoint / name)["node"]
+    return found
+
+
+def test_ownership_goes_to_where_it_is_written(both: tuple[MountedPool, MountedPool]) -> None:
+    a, b = both
+    a.run("create", a.mountpoint / "disk", "1M")
+    with Direct(a.mountpoint / "disk") as file:
+        file.write(0, 1)
+        os.fsync(file.fd)
+    assert owner(a, "disk") == "a"
+    with Direct(b.mountpoint / "disk") as file:
+        assert file.read(0) == 1
+        file.write(1, 2)
+        os.fsync(file.fd)
+        assert owner(a, "disk") == owner(b, "disk") == "b"
+    with Direct(a.mountpoint / "disk") as file:
+        assert (file.read(0), file.read(1)) == (1, 2)
+
+
+def test_two_guests_write_one_vdisk_and_see_each_other_at_once(both: tuple[MountedPool, MountedPool]) -> None:
+    a, b = both
+    a.run("create", a.mountpoint / "disk", "1M")
+    with Direct(a.mountpoint / "disk") as mine:
+        mine.write(0, 0)
+        with Direct(b.mountpoint / "disk") as theirs:
+            for value in range(1, 40):
+                theirs.write(value % 8, value)
+                assert mine.read(value % 8) == value
+                mine.write(8 + value % 8, 100 + value)
+                assert theirs.read(8 + value % 8) == 100 + value
+            os.fsync(theirs.fd)
+            os.close(os.dup(theirs.fd))
+            assert owner(b, "disk") == "a"
+            mine.write(20, 7)
+            os.close(os.dup(mine.fd))
+            mine_fd, mine.fd = mine.fd, os.open("/dev/null", os.O_RDONLY)
+            os.close(mine_fd)
+            wait_until(lambda: owner(b, "disk") == "b", "the vdisk follows its only writer")
+            assert theirs.read(20) == 7
+            theirs.write(20, 8)
+            assert theirs.read(20) == 8
+
+
+def test_a_buffered_file_on_the_owner_sees_what_the_other_node_wrote(
+    both: tuple[MountedPool, MountedPool],
+) -> None:
+    a, b = both
+    a.run("create", a.mountpoint / "disk", "1M")
+    fd = os.open(a.mountpoint / "disk", os.O_RDWR)
+    try:
+        with Direct(b.mountpoint / "disk") as theirs:
+            for value in range(20):
+                os.pwrite(fd, bytes([value + 1]) * B, B)  # dirty in a's page cache
+                assert os.pread(theirs.fd, 0, 0) == b""
+                assert theirs.read(1) == int.from_bytes(bytes([value + 1]) * 8, "little") - 1
+                assert os.pread(fd, B, 0) is not None
+                theirs.write(0, value)
+                assert os.pread(fd, 8, 0) == (value + 1).to_bytes(8, "little")
+    finally:
+        os.close(fd)
+
+
+def test_a_killed_node_is_taken_over_with_all_that_was_synced(
+    nodes: MountedNodes, both: tuple[MountedPool, MountedPool]
+) -> None:
+    a, b = both
+    a.run("create", a.mountpoint / "disk", "1M")
+    file = Direct(a.mountpoint / "disk")
+    try:
+        for block_no in range(10):
+            file.write(block_no, block_no)
+        os.fsync(file.fd)
+        for pid in a.processes():
+            os.kill(pid, signal.SIGKILL)
+        with Direct(b.mountpoint / "disk") as theirs:
+            assert [theirs.read(block_no) for block_no in range(10)] == list(range(10))
+            theirs.write(3, 33)
+            os.fsync(theirs.fd)
+            assert owner(b, "disk") == "b"
+    finally:
+        with suppress(OSError):
+            os.close(file.fd)
+
+
+def test_a_paused_owner_that_wakes_up_gets_errors_and_the_other_s_data_stay(
+    nodes: MountedNodes, both: tuple[MountedPool, MountedPool]
+) -> None:
+    a, b = both
+    a.run("create", a.mountpoint / "disk", "1M")
+    with Direct(a.mountpoint / "disk") as file:
+        file.write(0, 1)
+        os.fsync(file.fd)
+        file.write(1, 2)  # acknowledged, never synced
+        nodes.pause(a)
+        with Direct(b.mountpoint / "disk") as theirs:
+            assert theirs.read(0) == 1
+            theirs.write(0, 10)
+            os.fsync(theirs.fd)
+            nodes.wake(a)
+            with pytest.raises(OSError) as told:
+                os.fsync(file.fd)
+            assert told.value.errno == errno.EIO
+            assert theirs.read(0) == 10
+    assert {line.split()[3] for line in a.stray_errors()} <= {"replication.transfers:", "replication.commit:"}
+    a.expects_errors = True
+
+
+def test_a_forced_take_lets_the_old_owner_s_writer_go_on(both: tuple[MountedPool, MountedPool]) -> None:
+    a, b = both
+    a.run("create", a.mountpoint / "disk", "1M")
+    with Direct(a.mountpoint / "disk") as file:
+        file.write(0, 1)
+        b.run("owner", "take", b.mountpoint / "disk", "--force")
+        assert owner(a, "disk") == "b"
+        file.write(1, 2)
+        os.fsync(file.fd)
+        assert (file.read(0), file.read(1)) == (1, 2)
+        with Direct(b.mountpoint / "disk") as theirs:
+            assert (theirs.read(0), theirs.read(1)) == (1, 2)
