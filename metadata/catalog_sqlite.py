@@ -18,7 +18,7 @@ sleeps; all who use the file are on this machine. Whoever opens it first after a
 one alive needs no sync, so a busy disk does not end a session: no power cut leaves a lease.
 
 A full disk must not keep anybody from deleting: some space is set aside (``catalog.reserve``), and given up
-for a transaction that deletes.
+for a transaction that deletes, and for leases: who deletes needs a session.
 """
 
 import os
@@ -148,7 +148,15 @@ async def open_sqlite_catalog(
                 db.close()
                 raise
 
-    db, reader, revision = await trio.to_thread.run_sync(open_and_check)
+    def open_or_make_room() -> tuple[sqlite3.Connection, sqlite3.Connection, int]:
+        try:
+            return open_and_check()
+        except NoSpace:  # even its shared memory takes some
+            if not _reserve(path).give_up():
+                raise
+        return open_and_check()
+
+    db, reader, revision = await trio.to_thread.run_sync(open_or_make_room)
     return SqliteCatalog(db, reader, path=path, revision=revision, clock_ns=clock_ns)
 
 
@@ -192,6 +200,10 @@ def _end_leases_of_other_boots(db: sqlite3.Connection, boot: int) -> None:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def _reserve(path: pathlib.Path) -> Reserve:
+    return Reserve(path.with_name("catalog.reserve"))
 
 
 def _check_version(db: sqlite3.Connection, path: pathlib.Path) -> None:
@@ -258,7 +270,7 @@ class SqliteCatalog:
         self._lock = trio.Lock()
         self._reader_lock = trio.Lock()
         self._limiter = trio.CapacityLimiter(2)
-        self._reserve = Reserve(path.with_name("catalog.reserve"))
+        self._reserve = _reserve(path)
         self._history = RecentEvents(revision)
         self._data_version = -1
         self._polled_at = -POLL_S
@@ -277,7 +289,11 @@ class SqliteCatalog:
     async def transact(self, change: Change, *, lease: int = 0) -> int:
         async with self._lock:
             try:
-                revision, events = await self._in_thread(lambda: self._transact_or_make_room(change, lease))
+                revision, events = await self._in_thread(
+                    lambda: self._or_make_room(
+                        lambda: self._transact(change, lease), may_use_reserve=bool(lease or change.deletes)
+                    )
+                )
             except Conflict:  # somebody else's doing: let the watchers know before the caller tries again
                 await self._publish_news()
                 raise
@@ -312,7 +328,7 @@ class SqliteCatalog:
                 return cursor.lastrowid
 
         async with self._lock:
-            return await self._in_thread(grant)
+            return await self._in_thread(lambda: self._or_make_room(grant, may_use_reserve=True))
 
     async def keep_alive(self, lease: int) -> None:
         def keep() -> int:
@@ -328,7 +344,7 @@ class SqliteCatalog:
                 self._db.execute("PRAGMA synchronous = FULL")
 
         async with self._lock:
-            if await self._in_thread(keep) == 0:
+            if await self._in_thread(lambda: self._or_make_room(keep, may_use_reserve=True)) == 0:
                 raise NotFound(f"the lease has ended lease={lease}")
 
     async def revoke(self, lease: int) -> None:
@@ -413,19 +429,19 @@ class SqliteCatalog:
         finally:
             self._reader.execute("ROLLBACK")
 
-    def _transact_or_make_room(self, change: Change, lease: int) -> tuple[int, list[Event] | None]:
+    def _or_make_room(self, write: Callable[[], _ResultT], *, may_use_reserve: bool) -> _ResultT:
         for make_room in (self._reuse_log, self._reserve.give_up):
             try:
-                done = self._transact(change, lease)
+                done = write()
                 break
             except sqlite3.Error as exc:
                 error = _our_error(exc, self._path)
-                is_for_deleting = make_room != self._reserve.give_up or change.deletes
-                if not isinstance(error, NoSpace) or not is_for_deleting or not make_room():
+                is_allowed = make_room != self._reserve.give_up or may_use_reserve
+                if not isinstance(error, NoSpace) or not is_allowed or not make_room():
                     raise error from exc
         else:
             self._reuse_log()
-            return self._transact(change, lease)
+            return write()
         self._reserve.fill()
         return done
 

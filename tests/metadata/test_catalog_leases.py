@@ -6,10 +6,10 @@ import sqlite3
 import pytest
 import trio
 
-from metadata import boot_clock
+from metadata import boot_clock, catalog_sqlite, local_disk
 from metadata.catalog import Change
 from metadata.catalog_sqlite import SqliteCatalog, create_sqlite_catalog, open_sqlite_catalog
-from metadata.errors import NotFound
+from metadata.errors import NoSpace, NotFound
 
 
 @pytest.fixture
@@ -103,3 +103,58 @@ def test_a_catalog_of_before_there_were_boots_is_taken_over(path: pathlib.Path) 
         await catalog.aclose()
 
     trio.run(main)
+
+
+def test_a_full_disk_keeps_no_node_from_having_a_session(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        catalog = await open_sqlite_catalog(path)
+        await catalog.transact(Change(puts=((b"any", b""),)))
+        monkeypatch.setattr(local_disk, "free_bytes", lambda folder: 0)
+        db, give_up = catalog._db, local_disk.Reserve.give_up
+        ((pages,),) = db.execute("PRAGMA page_count").fetchall()
+        db.execute(f"PRAGMA max_page_count = {pages}")
+
+        def give_up_and_make_room(self: local_disk.Reserve) -> bool:
+            db.execute(f"PRAGMA max_page_count = {pages + 100}")
+            return give_up(self)
+
+        monkeypatch.setattr(local_disk.Reserve, "give_up", give_up_and_make_room)
+        lease = await catalog.grant_lease(60)
+        with pytest.raises(NoSpace):
+            await catalog.transact(Change(puts=((b"big", bytes(100_000)),)))
+        await catalog.transact(Change(puts=((b"session/one", bytes(100_000)),)), lease=lease)
+        await catalog.keep_alive(lease)
+        await catalog.aclose()
+
+    trio.run(main)
+
+
+def test_a_catalog_on_a_full_disk_is_opened_all_the_same(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, refused = catalog_sqlite._connect, list[bool]()
+    path.with_name("catalog.reserve").write_bytes(bytes(local_disk.RESERVE_BYTES))
+
+    def no_room_at_first(where: pathlib.Path) -> sqlite3.Connection:
+        if path.with_name("catalog.reserve").stat().st_size:
+            refused.append(True)
+            raise NoSpace("the pool is full")
+        return connect(where)
+
+    async def main() -> None:
+        monkeypatch.setattr(catalog_sqlite, "_connect", no_room_at_first)
+        catalog = await open_sqlite_catalog(path)
+        await catalog.aclose()
+        assert refused == [True]
+        path.with_name("catalog.reserve").unlink()
+        monkeypatch.setattr(catalog_sqlite, "_connect", _refuse)
+        with pytest.raises(NoSpace):
+            await open_sqlite_catalog(path)
+
+    trio.run(main)
+
+
+def _refuse(_path: pathlib.Path) -> sqlite3.Connection:
+    raise NoSpace("the pool is full")
