@@ -46,6 +46,7 @@ from metadata.namespace_plans import (
     Deed,
     Entry,
     check_name_length,
+    is_moved,
     plan_create,
     plan_mkdir,
     plan_removexattr,
@@ -281,7 +282,7 @@ class Operations(pyfuse3.Operations):
                 raise
         number = await self._open(inode, flags, ctx)
         try:
-            return self._file(number), await self._attributes(inode)
+            return self._file(number, inode), await self._attributes(inode)
         except BaseException:
             self._vdisks.close(number)
             raise
@@ -319,7 +320,7 @@ class Operations(pyfuse3.Operations):
             if resent and flags == RENAME_EXCHANGE:
                 if namespace.number(exchange_key(deed.node))[0] == deed.number:
                     return Change()
-            elif resent and _is_moved(namespace, source, target):
+            elif resent and is_moved(namespace, source, target):
                 return Change()
             change = plan_rename(namespace, source, target=target, flags=flags, deed=deed)
             replaced = namespace.find(target.parent, target.name)
@@ -339,11 +340,11 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return self._file(await self._open(inode, flags, ctx))
+        return self._file(await self._open(inode, flags, ctx), inode)
 
-    def _file(self, number: int) -> pyfuse3.FileInfo:
-        """What the kernel is told of a new handle: it caches nothing of what another node writes."""
-        is_remote = self._vdisks.is_remote(number)
+    def _file(self, number: int, inode: int) -> pyfuse3.FileInfo:
+        """What the kernel is told of a new handle: it caches nothing of what another node writes, or another inode has."""
+        is_remote = self._vdisks.is_remote(number) or _vdisk_of(number) != inode
         return pyfuse3.FileInfo(fh=number, keep_cache=not is_remote, direct_io=is_remote)
 
     @_answering
@@ -491,8 +492,9 @@ class Operations(pyfuse3.Operations):
                 self._tree.check_writable(inode)
             self._tree.note_open(inode)
             return await self._vdisks.open_version(inode)
-        if self._peers is not None and self._peers.opens_version(inode, flags):
-            return await self._vdisks.open_version(inode)
+        version = None if self._peers is None else await self._peers.version_to_open(inode, flags)
+        if version is not None:
+            return await self._vdisks.open_version(version)
         kind = self._namespace.inode(inode).kind
         if kind is not Kind.FILE:
             number = errno.EISDIR if kind is Kind.DIRECTORY else errno.ELOOP
@@ -589,11 +591,6 @@ class Operations(pyfuse3.Operations):
                 shown.st_mtime_ns = facts.mtime_ns
                 shown.st_ctime_ns = max(shown.st_ctime_ns, facts.mtime_ns)
         return shown
-
-
-def _is_moved(namespace: Namespace, source: Entry, target: Entry) -> bool:
-    gone = namespace.find(source.parent, source.name) is None
-    return gone and namespace.find(target.parent, target.name) is not None
 
 
 def _vdisk_of(fh: int) -> VdiskId:

@@ -88,17 +88,11 @@ class PeerInodes:
         self._wanted[vdisk] = now_s + WRITING_S
         raise stale(vdisk)
 
-    def refuse_reading(self, vdisk: int) -> NoReturn:
-        """A head of another node's is not read: its name leads to the newest version.
+    async def version_to_open(self, inode: int, flags: int) -> int | None:
+        """The version to open: the one that an inode is; None: it is none. ``flags``: of open(2).
 
-        Raises:
-            InvalidRequest: ESTALE.
-        """
-        self._wanted.pop(vdisk, None)
-        raise stale(vdisk)
-
-    def opens_version(self, inode: int, flags: int) -> bool:
-        """Whether to open the version that an inode is; False: it is none. ``flags``: of open(2).
+        A reader who was led to the head because somebody else wants to write gets the newest: looking the name up again
+        would lead it to the head again.
 
         Raises:
             InvalidRequest: ESTALE; another inode is the right one.
@@ -107,10 +101,12 @@ class PeerInodes:
         if self.vdisk_of(inode) != inode:
             if writing or self.version(inode) is None:
                 self.refuse_writing(inode)
-            return True
-        if not writing and self.is_foreign(inode):
-            self.refuse_reading(inode)
-        return False
+            return inode
+        if writing or not self.is_foreign(inode):
+            return None
+        if self._is_wanted(inode):
+            return (await self._company.versions.newest(inode)).id
+        raise stale(inode)
 
     def _is_wanted(self, vdisk: int) -> bool:
         return self._clock_s() < self._wanted.get(vdisk, 0.0)

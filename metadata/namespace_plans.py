@@ -570,3 +570,9 @@ def _note_move(draft: _Draft, moved: int, *, source: Entry, target: Entry, now_n
     draft.touch_directory(target.parent, now_ns)
     if inode.kind is Kind.DIRECTORY and source.parent != target.parent:
         draft.put_number(MOVES_KEY, draft.namespace.number(MOVES_KEY)[0] + 1)
+
+
+def is_moved(namespace: Namespace, source: Entry, target: Entry) -> bool:
+    """Whether a rename that may have been carried out has been."""
+    gone = namespace.find(source.parent, source.name) is None
+    return gone and namespace.find(target.parent, target.name) is not None

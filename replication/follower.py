@@ -61,6 +61,8 @@ ASK_S = 1.0
 """An owner that does not answer within this is not asked any more this time: the pool knows as well."""
 UNUSED_S = 10.0
 """A subscription that nobody needs is kept so long after it was last of use."""
+GOODBYE_S = 0.5
+"""For telling owners at the end that nobody need wait for this node any more."""
 TOLD_MAX = 32
 """Publications acknowledged before they are applied; one more waits."""
 ROUNDS_MAX = 10
@@ -185,11 +187,17 @@ class Follower:
 
     async def run(self) -> None:
         """Renews subscriptions until it is cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            while True:
-                await trio.sleep(RENEW_S)
-                with suppress(VdiskfsError):
-                    await self._tick()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                while True:
+                    await trio.sleep(RENEW_S)
+                    with suppress(VdiskfsError):
+                        await self._tick()
+                        await self._forget_deleted()
+        finally:
+            self._nursery = None
+            with trio.move_on_after(GOODBYE_S, shield=True):
+                await self._leave()
 
     # ---- finding out
 
@@ -406,10 +414,8 @@ class Follower:
         """Vdisks of others that somebody here reads, or may be about to."""
         found = {vdisk for pinned in self.pinned for vdisk in pinned()}
         for reader in list(self._workspace.moves.readers):
-            if isinstance(reader, View):
-                found.add(reader.vdisk)
             if isinstance(reader, Reader):
-                found |= reader.ancestry.vdisks()
+                found |= reader.reads()
         return {vdisk for vdisk in found if not self._mirror.is_mine(vdisk)}
 
     def _is_followable(self, vdisk: int) -> bool:
@@ -438,6 +444,25 @@ class Follower:
                 renewed.trusted_until_s = max(renewed.trusted_until_s, sent_s + TRUSTED_S)
             elif renewed.state is not None:
                 del self._following[vdisk]
+
+    async def _leave(self) -> None:
+        by_node: dict[str, list[int]] = {}
+        for vdisk, following in self._following.items():
+            by_node.setdefault(following.owner.node, []).append(vdisk)
+        self._following.clear()
+        async with trio.open_nursery() as nursery:
+            for node, vdisks in by_node.items():
+                nursery.start_soon(self._unsubscribe, node, vdisks[:NUMBERS_MAX])
+
+    async def _forget_deleted(self) -> None:
+        """What the index has of vdisks that other nodes have deleted."""
+        readers = list(self._workspace.moves.readers)
+        read = {vdisk for reader in readers if isinstance(reader, Reader) for vdisk in reader.reads()}
+        for vdisk in self._mirror.deleted - read:
+            async with self._loading.alone_at(vdisk):
+                self._following.pop(vdisk, None)
+                await self._workspace.wait_for(functools.partial(self._workspace.index.forget, vdisk))
+            self._mirror.deleted.discard(vdisk)
 
     async def _unsubscribe(self, node: str, vdisks: list[int]) -> None:
         with suppress(VdiskfsError):  # then it ends by itself

@@ -50,6 +50,8 @@ class Mirror:
         note_gone: Callable[[int], None],
     ) -> None:
         self.owners: dict[int, Owner] = {}
+        self.deleted: set[int] = set()
+        """Vdisks that are gone: what the index has of them may go, which only the node that deletes one sees to at once."""
         self.listeners: list[OwnerListener] = []
         """Told when a vdisk has another owner, or epoch, in one stretch with that being noted."""
         self._node, self._family = node, family
@@ -112,6 +114,7 @@ class Mirror:
                 self.note_owner(vdisk, owner)
             elif prefix == VDISK_PREFIX and event.value is None:
                 self._known_at.pop(vdisk, None)
+                self.deleted.add(vdisk)
                 self._note_gone(vdisk)
             elif self.is_mine(vdisk) and vdisk in self.owners:
                 continue

@@ -159,6 +159,10 @@ class Reader:
                     row[:] = array("Q", [places.get(place, place) for place in row])
         self.ancestry.note_moved(vdisk, moved)
 
+    def reads(self) -> set[int]:
+        """The vdisks of which it reads rows: itself, and its ancestors."""
+        return {self.vdisk, *self.ancestry.vdisks()}
+
     def note_replaced(self, vdisk: int) -> None:
         """The index of a vdisk is another one: of this one, if it is another node's, or of an ancestor."""
         self.ancestry.note_replaced(vdisk)

@@ -179,6 +179,10 @@ class Versions:
         version.lookups += 1
         return version.snapshot
 
+    async def newest(self, vdisk: int) -> Snapshot:
+        """As ``look_up``, but the kernel is told of another inode, through which this version is read."""
+        return self._shown(await self._follower.newest(vdisk)).snapshot
+
     def _shown(self, newest: Newest) -> _Version:
         """No await since ``newest`` was newest: its rows are there."""
         key = newest.vdisk, newest.version, newest.check
@@ -243,8 +247,11 @@ class Versions:
         now_s = self._clock_s()
         for version in list(self._by_id.values()):
             if version.is_pinned and version.pinned_until_s < now_s:
-                self._unpin(version)
-                self._note(_Kind.UNPINNED, version)
+                if version.lookups <= 0 and not version.is_inherited:
+                    self._drop(version.snapshot.id, version)
+                else:
+                    self._unpin(version)
+                    self._note(_Kind.UNPINNED, version)
 
     def _pin(self, version: _Version, until_s: float) -> None:
         version.pinned_until_s = max(until_s, version.pinned_until_s)

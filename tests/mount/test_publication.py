@@ -129,3 +129,17 @@ def test_snapshots_of_the_other_node_are_read(both: tuple[MountedPool, MountedPo
     wait_until(lambda: (b / ".snapshots/disk/one").exists(), "b shows the snapshot")
     assert (b / ".snapshots/disk/one").read_bytes() == block(1)
     assert (b / "disk").read_bytes() == block(2)
+
+
+def test_reading_goes_on_while_others_want_to_write(both: tuple[MountedPool, MountedPool]) -> None:
+    a, b = (node.mountpoint / "disk" for node in both)
+    put(a, 0, 1)
+    writer = os.open(a, os.O_RDWR)  # so a stays the owner
+    try:
+        for number in range(30):
+            os.close(os.open(b, os.O_RDWR))
+            assert b.read_bytes() == block(number + 1)
+            os.pwrite(writer, block(number + 2), 0)
+            os.fsync(writer)
+    finally:
+        os.close(writer)
