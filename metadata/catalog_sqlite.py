@@ -14,8 +14,8 @@ a time for each of two connections: whoever reads does not wait for a sync. **In
 in order of revision: the lock is held from before the transaction until its events are published.
 
 Leases go by the time since the machine was started, which no setting of the clock moves and which goes on while it
-sleeps; all who use the file are on this machine. Whoever opens it first after another start ends all leases. Keeping
-one alive needs no sync, so a busy disk does not end a session: no power cut leaves a lease.
+sleeps; all who use the file are on this machine. Whoever opens it first after another start ends all leases. They
+need no sync, so a busy disk does not end a session: no power cut leaves a lease.
 
 A full disk must not keep anybody from deleting: some space is set aside (``catalog.reserve``), and given up
 for a transaction that deletes, and for leases: who deletes needs a session.
@@ -319,7 +319,7 @@ class SqliteCatalog:
         ttl_ns = int(ttl_s * 1e9)
 
         def grant() -> int:
-            with self._transaction():
+            with self._unsynced(), self._transaction():
                 ends_ns = self._clock_ns() + ttl_ns
                 cursor = self._db.execute(
                     "INSERT INTO lease (ttl_ns, ends_ns) VALUES (?, ?)", (ttl_ns, ends_ns)
@@ -332,16 +332,12 @@ class SqliteCatalog:
 
     async def keep_alive(self, lease: int) -> None:
         def keep() -> int:
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            try:
-                with self._transaction():
-                    now_ns = self._clock_ns()
-                    return self._db.execute(
-                        "UPDATE lease SET ends_ns = ? + ttl_ns WHERE id = ? AND ends_ns > ?",
-                        (now_ns, lease, now_ns),
-                    ).rowcount
-            finally:
-                self._db.execute("PRAGMA synchronous = FULL")
+            with self._unsynced(), self._transaction():
+                now_ns = self._clock_ns()
+                return self._db.execute(
+                    "UPDATE lease SET ends_ns = ? + ttl_ns WHERE id = ? AND ends_ns > ?",
+                    (now_ns, lease, now_ns),
+                ).rowcount
 
         async with self._lock:
             if await self._in_thread(lambda: self._or_make_room(keep, may_use_reserve=True)) == 0:
@@ -420,6 +416,15 @@ class SqliteCatalog:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+    @contextmanager
+    def _unsynced(self) -> Iterator[None]:
+        """For leases: no power cut leaves one, so none needs to be durable."""
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        try:
+            yield
+        finally:
+            self._db.execute("PRAGMA synchronous = FULL")
 
     def _read(self, prefix: bytes) -> tuple[list[Row], int]:
         self._reader.execute("BEGIN")  # so that rows and revision are of one moment

@@ -27,6 +27,7 @@ from metadata.catalog import (
     Change,
     Compacted,
     Event,
+    Row,
     decode_value,
     encode_value,
     session_key,
@@ -98,21 +99,22 @@ class Session:
         """Waits until a session has come or gone, as far as this node knows."""
         await self._moved_on.wait()
 
-    async def catch_up(self) -> None:
-        """Brings the mirror to where the catalog is now.
+    async def catch_up(self) -> list[Row]:
+        """Brings the mirror to where the catalog is now; returns the sessions' rows.
 
         Raises:
             VdiskfsError: the catalog cannot be read.
         """
         rows, revision = await self._catalog.read(SESSION_PREFIX)
         if revision < self._revision:
-            return
+            return rows
         self._revision = revision
         before, self._members = self._members, {}
         for row in rows:
             self._note(row.key, row.value)
         if before != self._members:
             self._tell()
+        return rows
 
     async def __aenter__(self) -> Self:
         """Begins the session.
@@ -160,9 +162,7 @@ class Session:
 
     async def _begin(self) -> bool:
         """Puts the row under a new lease; returns whether that is done: not while another node bears the name."""
-        await self.catch_up()
-        rows, _ = await self._catalog.read(self._key)
-        own = [row for row in rows if row.key == self._key]
+        own = [row for row in await self.catch_up() if row.key == self._key]
         if own and not self._is_alone:
             other = read_member(own[0].key, own[0].value)
             if other is not None and other.identity != self._member.identity:
@@ -174,7 +174,8 @@ class Session:
         except (Conflict, NotFound):
             return False
         self._lease = lease
-        await self.catch_up()
+        self._note(self._key, self._value)  # before the watch says so
+        self._tell()
         return True
 
     async def _live_for_ever(self) -> None:
