@@ -12,6 +12,7 @@ node in; a node that has its certificate never reads the key again before a thir
 import datetime
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import time
@@ -32,6 +33,8 @@ from replication.certificates import (
     valid_until,
 )
 from replication.pool_directory import sync_directory
+
+log = logging.getLogger(__name__)
 
 CLUSTER_KEY = setting_key("cluster")
 RENEW_BEFORE_S = NODE_DAYS * 86400 / 3
@@ -100,7 +103,12 @@ async def ensure_credentials(
     own = None if is_asked else read_credentials(state)
     if own is not None and known is not None and own.node == node:
         _check_own(own, known, state=state, is_renewable=has_key)
-        if own.expires - time.time() > RENEW_BEFORE_S or not has_key:
+        if own.expires - time.time() > RENEW_BEFORE_S:
+            return own
+        if not has_key:
+            log.warning(
+                "this node's certificate expires on %s: 'vdiskfs cluster join' renews it", _day(own.expires)
+            )
             return own
     if known is None:
         known = await make_cluster(catalog, folder)
@@ -184,9 +192,9 @@ def _check_own(own: Credentials, known: Cluster, *, state: str, is_renewable: bo
             f"join' its={own.cluster} pool={known.cluster} state={state}"
         )
     if own.expires <= time.time() and not is_renewable:
-        day = datetime.datetime.fromtimestamp(own.expires, datetime.UTC).date()
         raise InvalidRequest(
-            f"this node's certificate has expired: 'vdiskfs cluster join' renews it expired={day} state={state}"
+            "this node's certificate has expired: 'vdiskfs cluster join' renews it "
+            f"expired={_day(own.expires)} state={state}"
         )
 
 
@@ -196,6 +204,10 @@ def _check_authority(authority: Signed, known: Cluster, *, folder: str) -> None:
             "two clusters claim this pool: the authority is not that of the pool's cluster "
             f"its={cluster_of(authority.certificate)} pool={known.cluster} folder={folder}"
         )
+
+
+def _day(time_s: float) -> datetime.date:
+    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).date()
 
 
 def _hash(certificate: str) -> str:

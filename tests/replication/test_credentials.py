@@ -110,7 +110,9 @@ def test_a_pool_that_two_clusters_claim_is_refused(one: Node, tmp_path: pathlib.
         other.join()
 
 
-def test_a_certificate_is_renewed_in_its_last_third_where_the_authority_is(one: Node) -> None:
+def test_a_certificate_is_renewed_in_its_last_third_where_the_authority_is(
+    one: Node, caplog: pytest.LogCaptureFixture
+) -> None:
     one.join()
     expiring(one, days=100)
     renewed = one.join()
@@ -120,6 +122,9 @@ def test_a_certificate_is_renewed_in_its_last_third_where_the_authority_is(one: 
     expiring(one, days=100)
     one.authority.rename(one.authority.with_name("elsewhere"))
     assert one.join().expires < time.time() + 101 * 86400
+    (warning,) = caplog.messages
+    assert "this node's certificate expires on 20" in warning
+    assert "'vdiskfs cluster join' renews it" in warning
     one.authority.with_name("elsewhere").rename(one.authority)
     expiring(one, days=-1)
     one.authority.rename(one.authority.with_name("elsewhere"))
