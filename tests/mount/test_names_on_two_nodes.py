@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 
 import pytest
 
@@ -143,3 +144,61 @@ def test_status_shows_both_nodes(both: tuple[MountedPool, MountedPool]) -> None:
         (disk,) = (one for one in cluster["vdisks"] if one["path"] == "/disk" and one["owner"] == "a")
         assert disk["version"] > 0
     assert "SESSION" in second.run("top", second.mountpoint, "--once").stdout
+
+
+def test_a_file_read_on_one_node_outlives_its_name_and_goes_when_it_is_closed(
+    both: tuple[MountedPool, MountedPool],
+) -> None:
+    first, second = both
+    path = first.create("disk", "4M")
+    path.write_bytes(b"frozen" * 100_000)
+    vdisk = first.json("info", path)["vdisk"]
+    folder = pathlib.Path(first.json("info", path)["directory"])
+    with (second.mountpoint / "disk").open("rb", buffering=0) as file:
+        assert file.read(6) == b"frozen"
+        path.unlink()
+        assert not (second.mountpoint / "disk").exists()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        second.run("check", second.mountpoint)
+        file.seek(0)
+        assert file.read() == b"frozen" * 100_000
+        assert folder.exists(), f"vdisk {vdisk} is still read on b"
+    wait_until(lambda: not folder.exists(), "its data has gone")
+
+
+def test_what_changes_a_vdisk_can_be_asked_of_any_node(both: tuple[MountedPool, MountedPool]) -> None:
+    first, second = both
+    for asked, other, name in ((second, first, "x"), (first, second, "y")):
+        path, seen = other.create(name, "8M"), asked.mountpoint / name
+        content = bytes(range(256)) * 4096
+        path.write_bytes(content)
+        asked.run("snap", "create", f"{seen}@one")
+        asked.run("resize", seen, "16M")
+        assert path.stat().st_size == 16 << 20
+        with path.open("r+b") as file:
+            file.write(b"changed" * 1000)
+            os.fsync(file.fileno())
+            ranges = asked.json("diff", f"{seen}@one")["ranges"]
+            assert [(one["offset"], one["length"]) for one in ranges][0] == (0, 8192)
+        asked.run("resize", "--allow-shrink", seen, str(len(content)))
+        asked.run("snap", "rollback", f"{seen}@one")
+        assert path.read_bytes() == seen.read_bytes() == content
+        asked.run("clone", f"{seen}@one", asked.mountpoint / f"{name}-clone")
+        asked.run("flatten", asked.mountpoint / f"{name}-clone")
+        subprocess.run(["cp", "--sparse=never", seen, asked.mountpoint / f"{name}-copy"], check=True)
+        for copy in (f"{name}-clone", f"{name}-copy"):
+            assert (other.mountpoint / copy).read_bytes() == content
+        asked.run("rm", asked.mountpoint / f"{name}-clone")
+        assert not (other.mountpoint / f"{name}-clone").exists()
+        other.run("trash", "restore", other.mountpoint / f"{name}-clone")
+        assert (asked.mountpoint / f"{name}-clone").read_bytes() == content
+        asked.run("export", f"{seen}@one", asked.folder / f"{name}.raw")
+        assert (asked.folder / f"{name}.raw").read_bytes() == content
+        asked.run("import", asked.folder / f"{name}.raw", asked.mountpoint / f"{name}-back")
+        assert (other.mountpoint / f"{name}-back").read_bytes() == content
+        asked.run("rm", "--snapshots", "--now", seen)
+        assert not path.exists()
+        for node in both:
+            assert node.json("check", node.mountpoint)["findings"] == []
+            node.json("gc", node.mountpoint)
+            assert node.json("tree", "--exact", node.mountpoint)["nodes"]
