@@ -179,7 +179,7 @@ def test_what_changes_a_vdisk_can_be_asked_of_any_node(both: tuple[MountedPool, 
             file.write(b"changed" * 1000)
             os.fsync(file.fileno())
             ranges = asked.json("diff", f"{seen}@one")["ranges"]
-            assert [(one["offset"], one["length"]) for one in ranges][0] == (0, 8192)
+            assert next((one["offset"], one["length"]) for one in ranges) == (0, 8192)
         asked.run("resize", "--allow-shrink", seen, str(len(content)))
         asked.run("snap", "rollback", f"{seen}@one")
         assert path.read_bytes() == seen.read_bytes() == content
