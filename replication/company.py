@@ -115,17 +115,18 @@ class Company:
             Corrupt, Unavailable: its log cannot be read, or its owner not be asked.
         """
         asks = self.has_others()
-        for _ in range(OPEN_TRIES):
-            if asks:
-                owner = await self.transfers.acquire(vdisk)
-                if owner.node != self.node:
-                    remote = self.transfers.remote(vdisk, owner)
-                    await remote.look()
-                    return remote
-            try:
-                return await self.holdings.head(vdisk)
-            except NotOwner:
-                asks = True
+        with self.transfers.opening(vdisk):
+            for _ in range(OPEN_TRIES):
+                if asks:
+                    owner = await self.transfers.acquire(vdisk)
+                    if owner.node != self.node:
+                        remote = self.transfers.remote(vdisk, owner)
+                        await remote.look()
+                        return remote
+                try:
+                    return await self.holdings.head(vdisk)
+                except NotOwner:
+                    asks = True
         raise NotOwner(f"the vdisk's owner keeps changing vdisk={vdisk}")
 
     async def truncate(self, vdisk: VdiskId, size: int) -> bool:

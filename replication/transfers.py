@@ -16,8 +16,9 @@ At most one node writes the owner record at a time: each change compares it with
 
 import functools
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -105,6 +106,7 @@ class Transfers:
         """What files opened on a head that has gone read, by vdisk; their versions are pinned."""
         self._learned: dict[int, int] = {}
         """Epochs of this node under which the mirror has been read anew, or was never behind."""
+        self._opening: Counter[int] = Counter()
         self._forwarded_before = 0
         """Of remotes that are no more."""
         self._leaving: list[tuple[int, str]] = []
@@ -289,7 +291,19 @@ class Transfers:
         return {"epoch": epoch, "kept": kept}, b""
 
     def _is_used(self, vdisk: int) -> bool:
-        return self._own.files.has_writer(vdisk) or self._own.users.get(vdisk, 0) > 0
+        used = self._own.users.get(vdisk, 0) > 0 or self._opening[vdisk] > 0
+        return used or self._own.files.has_writer(vdisk)
+
+    @contextmanager
+    def opening(self, vdisk: int) -> Iterator[None]:
+        """A file is being opened for writing: what is acquired meanwhile is not given away before it is open."""
+        self._opening[vdisk] += 1
+        try:
+            yield
+        finally:
+            self._opening[vdisk] -= 1
+            if not self._opening[vdisk]:
+                del self._opening[vdisk]
 
     async def _check_mine(self, vdisk: int) -> Owner:
         owner = await find_owner(self._catalog, vdisk)
