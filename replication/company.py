@@ -63,6 +63,7 @@ class Company:
             space.index,
             holdings.family,
             follower=self.follower,
+            is_open=lambda inode: holdings.files.count(inode) > 0,
             clock_s=space.clock_s,
         )
 

@@ -39,7 +39,8 @@ _RECORD = struct.Struct("<9Q")
 class _Kind(IntEnum):
     """What a record of the file says."""
 
-    MADE = 1
+    PINNED = 1
+    """Made, or pinned again."""
     UNPINNED = 2
     FORGOTTEN = 3
 
@@ -69,12 +70,21 @@ class Versions:
         index: this node's.
         family: where versions are pinned.
         follower: knows what is newest.
+        is_open: whether a file of an inode is.
         clock_s: the node's.
     """
 
     def __init__(
-        self, path: str, index: Index, family: Family, *, follower: Follower, clock_s: Callable[[], float]
+        self,
+        path: str,
+        index: Index,
+        family: Family,
+        *,
+        follower: Follower,
+        is_open: Callable[[int], bool],
+        clock_s: Callable[[], float],
     ) -> None:
+        self._is_open = is_open
         self._path, self._index, self._family, self._follower = path, index, family, follower
         self._clock_s = clock_s
         self._by_id: dict[int, _Version] = {}
@@ -88,7 +98,7 @@ class Versions:
     def open(self) -> None:
         """Reads what an earlier daemon left; all of it is pinned until the kernel forgets it."""
         for kind, number, found in self._read():
-            if kind == _Kind.MADE:
+            if kind == _Kind.PINNED:
                 self._by_id[number] = found
                 self._next_id = max(self._next_id, number + 1)
             elif kind == _Kind.UNPINNED and number in self._by_id:
@@ -148,7 +158,7 @@ class Versions:
     def _rewrite(self) -> None:
         records = []
         for version in self._by_id.values():
-            records.append(self._write(_Kind.MADE, version))
+            records.append(self._write(_Kind.PINNED, version))
             if not version.is_pinned:
                 records.append(self._write(_Kind.UNPINNED, version))
         with open(self._path + ".new", "wb") as file:
@@ -192,7 +202,6 @@ class Versions:
             self._by_id[self._next_id] = version
             self._ids[key] = self._next_id
             self._next_id += 1
-            self._note(_Kind.MADE, version)
         self._pin(version, self._clock_s() + LOOKUP_PIN_S)
         return version
 
@@ -243,10 +252,14 @@ class Versions:
             self._drop(inode, self._by_id[inode])
 
     def end_pins(self) -> None:
-        """Now and then: pins of what was looked up and not opened end."""
+        """Now and then: pins of what was looked up and is not open end; the next daemon need not keep it either."""
         now_s = self._clock_s()
         for version in list(self._by_id.values()):
-            if version.is_pinned and version.pinned_until_s < now_s:
+            if (
+                version.is_pinned
+                and version.pinned_until_s < now_s
+                and not self._is_open(version.snapshot.id)
+            ):
                 if version.lookups <= 0 and not version.is_inherited:
                     self._drop(version.snapshot.id, version)
                 else:
@@ -258,6 +271,8 @@ class Versions:
         if not version.is_pinned:
             version.is_pinned = True
             self._family.pin(version.snapshot.vdisk, version.snapshot.version)
+            if self._fd >= 0:
+                self._note(_Kind.PINNED, version)
 
     def _unpin(self, version: _Version) -> None:
         if version.is_pinned:
