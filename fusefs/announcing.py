@@ -11,7 +11,7 @@ A node that does not answer is not waited for again for a while; it comes to kno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -25,6 +25,7 @@ SILENT_S = 5.0
 """How long one that did not answer is not waited for."""
 KERNEL_S = 0.1
 """How long the asked node waits for its kernel."""
+LOOK_S = 0.005
 
 _log = logging.getLogger(__name__)
 
@@ -39,21 +40,44 @@ class _Peer:
     lock: trio.Lock = field(default_factory=trio.Lock)
 
 
+class Neighbours(Protocol):
+    """What is asked about the other nodes (``replication.company``)."""
+
+    @property
+    def links(self) -> Links: ...
+    @property
+    def membership(self) -> Membership: ...
+
+
+async def introduce(company: Neighbours | None) -> None:
+    """Before a new mount shows anything: the others know that they are not alone, and that their mirrors may be behind."""
+    if company is not None:
+        await Announcer(company.links, company.membership).announce(1)
+
+
 def answer_announcements(
-    links: Links, catch_up: Callable[[], Awaitable[object]], settled: Callable[[], Awaitable[None]]
+    links: Links,
+    membership: Membership,
+    *,
+    catch_up: Callable[[], Awaitable[object]],
+    settled: Callable[[], Awaitable[None]],
 ) -> None:
     """Answers the others' announcements from now on.
 
     Args:
         links: the way to them.
+        membership: who they are.
         catch_up: lets this node's mirror show what the catalog holds.
         settled: waits until the kernel has been told of it.
     """
 
-    async def answer(_node: str, _named: Mapping[str, Any], _data: bytes) -> Answer:
+    async def answer(node: str, _named: Mapping[str, Any], _data: bytes) -> Answer:
         await catch_up()
         with trio.move_on_after(KERNEL_S):
             await settled()
+        with trio.move_on_after(KERNEL_S):  # the reading has woken who watches the sessions
+            while node not in membership.members():
+                await trio.sleep(LOOK_S)
         return {}, b""
 
     links.serve(VERB, answer)

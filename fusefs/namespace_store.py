@@ -166,15 +166,18 @@ class NamespaceStore:
         """From now on ``listener`` is told."""
         self._listeners.append(listener)
 
-    async def catch_up(self) -> bool:
+    async def catch_up(self, *, always: bool = False) -> bool:
         """The mirror shows at least what the catalog held when this was called; at once while no other node is live.
+
+        Args:
+            always: also while no other node is known to be.
 
         Returns whether it may show something new.
 
         Raises:
             Unavailable: the catalog does not say.
         """
-        if not self._has_company():
+        if not always and not self._has_company():
             return False
         _, revision = await self._catalog.read(NEXT_ID_KEY)
         await self._wait_for(revision)

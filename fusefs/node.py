@@ -26,7 +26,7 @@ from typing import NoReturn
 import pyfuse3
 import trio
 
-from fusefs.announcing import Announcer, answer_announcements
+from fusefs.announcing import Announcer, answer_announcements, introduce
 from fusefs.belonging import among_nodes
 from fusefs.channel import Channel
 from fusefs.company_verbs import abandoned, own
@@ -188,6 +188,7 @@ async def _serve(
                 channel.ask_for_unanswered()
                 await orphans.drop_all(kernel_knows=notifications.knows_inode)
             else:
+                await introduce(vdisks.company)
                 await orphans.drop_all()
             report_ready(settings.ready_fd)
             times.note("channel")
@@ -267,7 +268,12 @@ def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications)
 
         mirror.listeners.append(note_owner)
         vdisks.company.forwarding.drop_pages = notifications.drop_pages
-        answer_announcements(vdisks.company.links, store.catch_up, invalidation.settled)
+        answer_announcements(
+            vdisks.company.links,
+            vdisks.company.membership,
+            catch_up=functools.partial(store.catch_up, always=True),
+            settled=invalidation.settled,
+        )
     return invalidation
 
 

@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 import trio.testing
 
-from fusefs.announcing import ANSWER_S, KERNEL_S, SILENT_S, Announcer, answer_announcements
+from fusefs.announcing import ANSWER_S, KERNEL_S, SILENT_S, Announcer, answer_announcements, introduce
 from fusefs.invalidation import Invalidation
 from fusefs.namespace_store import NamespaceStore
 from metadata.catalog import ROOT_ID, Catalog, Change, Row
@@ -22,6 +23,7 @@ from metadata.namespace_plans import (
     plan_unlink,
 )
 from tests.fusefs.snapshots_in_memory import Kernel
+from tests.fusefs.test_orphans import Company
 from tests.replication.switch import Switch
 
 
@@ -86,7 +88,12 @@ async def node(name: str, catalog: Catalog, switch: Switch, kernel: Kernel) -> A
     async with store, trio.open_nursery() as nursery:
         invalidation = Invalidation(store.namespace, kernel)
         store.listen(invalidation)
-        answer_announcements(links, store.catch_up, invalidation.settled)
+        answer_announcements(
+            links,
+            links,
+            catch_up=partial(store.catch_up, always=True),
+            settled=invalidation.settled,
+        )
         nursery.start_soon(store.run)
         nursery.start_soon(invalidation.run)
         yield Node(name, store, kernel)
@@ -182,3 +189,24 @@ def test_a_kernel_that_waits_for_a_lock_holds_a_change_up_only_for_a_moment() ->
         assert not b.shows(b"disk")
 
     on_two_nodes(scenario, kernel=StuckKernel)
+
+
+def test_a_node_that_comes_is_known_to_the_others_before_it_shows_anything() -> None:
+    async def main() -> None:
+        catalog, switch = SlowToTell(), Switch()
+        await catalog.transact(plan_root(0, 0, now_ns=1))
+        async with node("a", catalog, switch, Kernel()) as alone:
+            links = switch.join("b")
+            switch.live.discard("b")  # its session is in the catalog, and nobody has been told of it
+
+            async def learn() -> None:
+                await trio.lowlevel.checkpoint()
+                switch.live.add("b")
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(learn)
+                await introduce(Company(links, links))
+                assert not await alone.store.catch_up() or "b" in switch.live
+            assert [call for call in switch.calls if call[:2] == ("b", "a")]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
