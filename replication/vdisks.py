@@ -9,6 +9,7 @@ the same to its successor, and it remembers which failures its fsync has told of
 """
 
 import errno
+import functools
 import logging
 import os
 from collections import Counter
@@ -110,7 +111,7 @@ class Vdisks:
             self.heads,
             self._files,
             head=self.head,
-            put_to_rest=self.put_to_rest,
+            put_to_rest=functools.partial(self.put_to_rest, checkpoint=False),  # somebody waits
             resting=self._resting,
             claimed=self._claimed,
             note_gone=self.note_gone,
@@ -385,8 +386,12 @@ class Vdisks:
         """Borders between a vdisk's generations; see ``Family``, which also has ``read_versions``."""
         return self.family.kept_versions(vdisk)
 
-    async def put_to_rest(self, head: Head) -> None:
+    async def put_to_rest(self, head: Head, *, checkpoint: bool = True) -> None:
         """Flushes a head, gives its preallocated space back, and lets the catalog's summary speak for it.
+
+        Args:
+            head: which.
+            checkpoint: if one is due; it takes the time of reading the whole index.
 
         Raises:
             NoSpace, Unavailable, Corrupt: the flush failed; the head stays.
@@ -394,7 +399,8 @@ class Vdisks:
         vdisk = head.vdisk
         await flush(head)
         if head.running:
-            await checkpoint_if_due(head)
+            if checkpoint:
+                await checkpoint_if_due(head)
             async with head.room_lock:
                 head.log.close_room()  # a change after this needs room first, and waits for the lock
                 if head.is_dirty:
