@@ -1,11 +1,12 @@
 # Every target installs what it needs first (.ci/install) and works on a bare Debian 12, as root or through sudo.
 #
 #   make demo       a pool, a mount, a disk image in and out, each step shown with the command to type
-#   make test       the tests: about six minutes on two cores
+#   make test       the tests: about twenty minutes on two cores
 #   make check      format, lint, types, tests: the one gate, what CI runs
 #   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
 #   make fuzz       random operations, in the core and through the kernel, against a model; properties   SECONDS=60
-#   make simulate   power cuts: states in which unsynced writes are lost or torn   ROUNDS=500
+#   make simulate   several nodes over a lossy network, clock and catalog   SEEDS=1-500, MUTANT=... for a planted bug
+#   make powercut   states in which unsynced writes are lost or torn               ROUNDS=500
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
 #   make survive    daemons and keepers die under fio, a guest, random operations; a table of pauses    ROUNDS=200
 #   make wheel      the built wheel, installed by itself, under copied tests
@@ -19,7 +20,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test check format lint types bench fuzz simulate crash survive wheel bare clean install install-run install-test
+.PHONY: demo test check format lint types bench fuzz simulate powercut crash survive wheel bare clean install install-run install-test
 
 install-run install-test:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -48,8 +49,12 @@ fuzz: SECONDS ?= 60
 fuzz: install-test
 	$(PY) -m pytest $(LONG) --seconds=$(SECONDS) --hypothesis-profile=long $(FUZZED) $(ARGS)
 
-simulate: ROUNDS ?= 500
+simulate: SEEDS ?= 1-500
 simulate: install-test
+	PYTHONHASHSEED=0 $(PY) -m tests.simulation.run $(SEEDS) $(MUTANT)
+
+powercut: ROUNDS ?= 500
+powercut: install-test
 	$(PY) -m pytest tests/crash/test_power_cut.py --rounds=$(ROUNDS) $(LONG) $(ARGS)
 
 crash: ROUNDS ?= 50

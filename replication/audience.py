@@ -20,6 +20,8 @@ RETRY_S = 0.05
 """Before a node that cannot be reached is told again."""
 BACKLOG_MAX = 32
 """Commits told one by one; a subscriber further behind is told of the newest, and reads the others from the pool."""
+LOOK_S = 0.01
+"""Before a subscription that should be over is looked at again: trio's clock and the node's may differ."""
 TRY_S = 0.5
 """After so long without an answer a commit is told again: the message may be lost."""
 
@@ -120,7 +122,7 @@ class Audience:
             if not lagging:
                 return
             left_s = min(s.renewed_s for s in lagging) + SUBSCRIPTION_S - self._clock_s()
-            with trio.move_on_after(max(0.0, left_s)):
+            with trio.move_on_after(max(LOOK_S, left_s)):
                 await self._moved.wait()
             self.end_old()
 

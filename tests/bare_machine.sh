@@ -42,7 +42,7 @@ done
 ln -s ../proc/self/mounts "$machine/etc/mtab" # as its first boot would have; fusermount3 looks there
 mount --bind "$machine" "$machine" # so that its root is a mount, as every machine's is
 mount -t proc proc "$machine/proc"
-mount -t sysfs sys "$machine/sys"
+mount --rbind /sys "$machine/sys" # its control groups too
 mount --rbind /dev "$machine/dev"
 mount -t tmpfs tmpfs "$machine/run"
 git clone -q "$root" "$machine/root/vdiskfs"

@@ -1,7 +1,7 @@
 """Power cuts: unsynced writes are dropped, reordered or torn; each state must mount and keep the promises.
 
 Promise 1 (what was flushed is there), 8 (no wrong bytes) and 11 (no half blocks) are checked in each state.
-``make simulate ROUNDS=...`` brings up more of them, with a new recording every ``STATES_PER_RECORDING``.
+``make powercut ROUNDS=...`` brings up more of them, with a new recording every ``STATES_PER_RECORDING``.
 """
 
 import pathlib

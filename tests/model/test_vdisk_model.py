@@ -9,7 +9,16 @@ import time
 
 import pytest
 
-from replication import collector, compaction, head, head_write, log, pool_directory, vdisks
+from replication import (
+    collector,
+    commit,
+    compaction,
+    head,
+    head_write,
+    housekeeping,
+    log,
+    pool_directory,
+)
 from tests.model.vdisk_walk import Walk
 from tests.replication.rig import expect_errors, run
 
@@ -26,7 +35,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "MOVE_BLOCKS", 50)
     monkeypatch.setattr(compaction, "REPOINT_VBLOCKS", 1)
     monkeypatch.setattr(collector, "SEAL_BYTES_MIN", 100 << 10)
-    for module in (head, head_write, vdisks):
+    for module in (commit, head, head_write, housekeeping):
         monkeypatch.setattr(module, "DIRTY_ROWS_MAX", 4)
 
 

@@ -33,7 +33,9 @@ class Switch:
 
     def leave(self, node: str) -> None:
         """A node dies; its session lives on until ``expire``."""
-        self.nodes.pop(node, None)
+        links = self.nodes.pop(node, None)
+        if links is not None:
+            links.die()
 
     def expire(self, node: str) -> None:
         """A node's session ends."""
@@ -47,6 +49,7 @@ class SwitchLinks:
         self.node = node
         self._switch = switch
         self._handlers: dict[str, Handler] = {}
+        self._serving: set[trio.CancelScope] = set()
         self.on_lost: list[Callable[[], Awaitable[None]]] = []
 
     def serve(self, verb: str, handler: Handler) -> None:
@@ -64,10 +67,25 @@ class SwitchLinks:
             target = switch.nodes.get(node)
             if target is None:
                 raise Unavailable(f"the node does not answer node={node}")
-            named, answer = await target._handlers[verb](self.node, _copied(arguments), bytes(data))
+            named, answer = await target._serve(verb, self.node, _copied(arguments), bytes(data))
             await self._carry(node, self.node)
             return _copied(named), bytes(answer)
         raise Unavailable(f"the node does not answer node={node}")
+
+    async def _serve(self, verb: str, *call: Any) -> Answer:
+        with trio.CancelScope() as scope:
+            self._serving.add(scope)
+            try:
+                return await self._handlers[verb](*call)
+            finally:
+                self._serving.discard(scope)
+        await trio.sleep_forever()  # the node has died meanwhile
+        raise AssertionError
+
+    def die(self) -> None:
+        """What it was about to answer, it never answers."""
+        for scope in self._serving:
+            scope.cancel()
 
     async def _carry(self, source: str, target: str) -> None:
         cut = (source, target) in self._switch.cut

@@ -245,7 +245,7 @@ async def flush_or_fail(vdisks: Vdisks) -> None:
 
 class TestLimits:
     def test_only_so_many_rows_are_dirty_at_once(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in ("head", "head_write", "vdisks"):
+        for module in ("commit", "head", "head_write", "housekeeping"):
             monkeypatch.setattr(f"replication.{module}.DIRTY_ROWS_MAX", 10)
 
         async def main() -> None:

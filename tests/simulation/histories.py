@@ -2,7 +2,8 @@
 
 Every write bears a value of its own, so a read says which write it saw. Times are points of one clock that all
 operations share; an operation is somewhere between its begin and its end. A write that failed, or whose node died
-meanwhile, has no end: it may take effect at any time, or never.
+meanwhile, has no end: it may take effect at any time, or never, or be seen and then lost, as what was not flushed may be.
+A forwarded write during which the vdisk got another owner may have been done twice: the first owner's answer was lost.
 
 Linearizability of one block is decided by zones (Gibbons and Korach, "Testing Shared Memories", 1997): the
 operations on one value must fit into one stretch of time apart from those on another.
@@ -24,6 +25,8 @@ class Write:
     value: int
     begin: float
     end: float = NEVER
+    is_repeated: bool = False
+    """It may have been done twice."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,8 +78,9 @@ class History:
             yield from opening.reads
 
     def _not_linearizable(self, block: int) -> list[str]:
-        reads = [read for read in self.shared_reads if read.block == block]
-        writes = [write for write in self.writes if write.block == block]
+        vague = {write.value for write in self.writes if write.is_repeated or write.end == NEVER}
+        reads = [read for read in self.shared_reads if read.block == block and read.value not in vague]
+        writes = [write for write in self.writes if write.block == block and write.value not in vague]
         return [
             f"block {block}: reads and writes of values {one} and {other} cannot be put in an order"
             for one, other in conflicts(writes, reads)
@@ -103,7 +107,8 @@ class History:
         """A write committed before ``before`` that came after what the read saw, whatever the order."""
         seen = values.get(read.value)
         for write in self.writes:
-            if write.block == read.block and write.end < before and (seen is None or seen.end < write.begin):
+            newer = seen is None or (seen.end < write.begin and not seen.is_repeated)
+            if write.block == read.block and write.end < before and newer:
                 return write
         return None
 
@@ -116,7 +121,9 @@ class History:
                 before = newest.get((opening.node, read.block))
                 if before is not None and before[0] < opening.begin:
                     earlier, now = values.get(before[1].value), values.get(read.value)
-                    if earlier is not None and (now is None or now.end < earlier.begin):
+                    if earlier is not None and (
+                        now is None or (now.end < earlier.begin and not now.is_repeated)
+                    ):
                         found.append(
                             f"block {read.block}: {opening.node} saw {before[1].value}, and opening again {read.value}"
                         )

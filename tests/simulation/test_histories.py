@@ -78,6 +78,16 @@ def test_a_value_from_elsewhere_is_found() -> None:
     assert History([w(1, 5, 6)], [r(1, 2, 3)]).violations() == ["block 0: 1 was read before it was written"]
 
 
+def test_what_was_not_acknowledged_or_done_twice_proves_nothing() -> None:
+    twice, other = w(1, 0, 9), w(2, 3, 4)
+    history = History([twice, other], [r(1, 1, 2), r(2, 5, 6), r(1, 7, 8)])
+    assert history.violations()
+    twice.is_repeated = True
+    assert history.violations() == []
+    twice.is_repeated, twice.end = False, NEVER
+    assert history.violations() == []
+
+
 def test_a_whole_history_that_is_right_is_allowed() -> None:
     history = History(
         [w(1, 0, 1), w(2, 2, 3), w(9, 0, 1, block=4)],

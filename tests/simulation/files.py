@@ -1,0 +1,76 @@
+"""One simulated node's files, used as its kernel would: by the handlers that serve the channel, without a kernel."""
+
+import errno
+import os
+
+from fusefs.data_requests import DataRequests
+from metadata.errors import InvalidRequest, NotOwner, Unavailable
+from metadata.ids import VdiskId
+from replication.vdisks import Vdisks
+from replication.view import View
+from tests.simulation.world import World
+
+LOOKUPS_MAX = 10
+"""A kernel gives up sooner; but its user opens again."""
+
+
+class _NoKernel:
+    """Nothing is cached above the daemon."""
+
+    async def write_back(self, inode: int, offset: int) -> None:
+        raise AssertionError("nobody writes through a cache here")
+
+
+async def _clear_suid(vdisk: VdiskId) -> None:
+    raise AssertionError("no file has such bits here")
+
+
+class NodeFiles:
+    """What clients on a node see of it; for one life of the node."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.name, self._world = name, world
+        self._vdisks: Vdisks = world.vdisks(name)
+        self._requests = DataRequests(self._vdisks, clear_suid=_clear_suid, notifications=_NoKernel())  # type: ignore[arg-type]
+
+    async def open(self, vdisk: int, flags: int) -> int:
+        """A new handle."""
+        number = VdiskId(vdisk)
+        for _ in range(LOOKUPS_MAX):
+            try:
+                if flags & os.O_RDWR or self._vdisks.is_mine(vdisk):
+                    return await self._vdisks.open(number, flags=flags)
+                assert self._vdisks.company is not None
+                shown = await self._vdisks.company.versions.look_up(vdisk)
+                return await self._vdisks.open_version(shown.id)
+            except NotOwner:
+                continue
+            except InvalidRequest as exc:
+                if exc.number != errno.ESTALE:
+                    raise
+        raise Unavailable(f"the name leads to one stale inode after the other vdisk={vdisk}")
+
+    def is_frozen(self, handle: int) -> bool:
+        """Whether a handle is a view of one version."""
+        return isinstance(self._vdisks.heads_by_handle.get(handle), View)
+
+    def epoch(self, vdisk: int) -> int:
+        """The vdisk's owner's, as it is in truth."""
+        return self._world.epoch(vdisk)
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        return await self._requests.read(handle, offset, size)
+
+    async def write(self, handle: int, offset: int, data: bytes) -> None:
+        await self._requests.write(handle, offset, data, kill_suid=False)
+
+    async def sync(self, handle: int) -> None:
+        await self._requests.fsync(handle)
+
+    async def close(self, handle: int) -> None:
+        """As the kernel does: FLUSH, whose error the user sees, then RELEASE."""
+        try:
+            if not self.is_frozen(handle):
+                await self._vdisks.flush(VdiskId(handle & (1 << 40) - 1))
+        finally:
+            self._vdisks.close(handle)

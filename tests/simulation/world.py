@@ -1,0 +1,215 @@
+"""Several nodes over a simulated network, clock and threads, on one pool and one catalog: the daemon's own code inside.
+
+What can happen is drawn from one seed: messages take their time, are lost, come twice or out of order; links are cut
+one way or both; nodes die and come again, with or without what their index had in memory; nodes stand still for longer
+than their session lives; the catalog is slow, or fails.
+"""
+
+import pathlib
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+import trio
+
+from metadata.catalog import Catalog, Change, Event, Row, owner_key
+from metadata.errors import Unavailable
+from replication.cluster import Member
+from replication.ownership import read_owner
+from replication.session import Session
+from replication.vdisks import Vdisks
+from replication.workspace import Workspace
+from tests.replication.cluster_rig import ClusterRig, NodeRig
+from tests.simulation.simulated_threads import SimulatedThreads, pass_time
+
+NETWORK_S = 0.002
+"""The longest a message takes when nothing is wrong."""
+SLOW_NETWORK_S = 1.5
+DISK_S = 0.004
+
+
+class SimulatedCatalog:
+    """One node's way to the catalog they share."""
+
+    def __init__(self, catalog: Catalog, node: "SimulatedRig", chance: random.Random) -> None:
+        self._catalog, self._node, self._chance = catalog, node, chance
+        self.failing = 0.0
+        """How likely a call is to fail."""
+
+    async def _call(self) -> None:
+        await pass_time(self._chance.random() * NETWORK_S)
+        await self._node.resumed.wait()
+        if self._chance.random() < self.failing:
+            raise Unavailable("the catalog does not answer, says the simulation")
+
+    async def read(self, prefix: bytes) -> tuple[list[Row], int]:
+        await self._call()
+        return await self._catalog.read(prefix)
+
+    async def transact(self, change: Change, *, lease: int = 0) -> int:
+        await self._call()
+        revision = await self._catalog.transact(change, lease=lease)
+        await self._node.resumed.wait()
+        return revision
+
+    async def watch(self, prefix: bytes, *, after: int) -> AsyncGenerator[list[Event], None]:
+        async with aclosing(self._catalog.watch(prefix, after=after)) as watch:
+            async for events in watch:
+                await pass_time(self._chance.random() * 0.2)
+                await self._node.resumed.wait()
+                yield events
+
+    async def grant_lease(self, ttl_s: float) -> int:
+        await self._call()
+        return await self._catalog.grant_lease(ttl_s)
+
+    async def keep_alive(self, lease: int) -> None:
+        await self._call()
+        await self._catalog.keep_alive(lease)
+
+    async def revoke(self, lease: int) -> None:
+        await self._call()
+        await self._catalog.revoke(lease)
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class SimulatedRig(NodeRig):
+    """One node's own state, and what stands for its threads, its clock and its way to the catalog."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
+        self.resumed = trio.Event()
+        self.resumed.set()
+        self.drift = 1.0 + (world.chance.random() - 0.5) * 0.1
+        """How fast its clock goes."""
+        self.threads: list[SimulatedThreads] = []
+        super().__init__(world, name)
+        self.seen_catalog = SimulatedCatalog(world.catalog, self, random.Random(world.chance.random()))
+
+    async def _open_catalog(self) -> Catalog:
+        return self.seen_catalog
+
+    @asynccontextmanager
+    async def node(self, *, kill: bool = False) -> AsyncIterator[Vdisks]:
+        name = self.node_name
+        session = Session(self.seen_catalog, Member(name, "simulated", 1, name), clock_s=self._clock_s)
+        self.session = session
+        async with session:
+            scope = trio.CancelScope()
+            self.world.nursery.start_soon(self._run_session, session, scope)
+            try:
+                async with super().node(kill=kill) as vdisks:
+                    yield vdisks
+                session.is_ending = not (kill or self.dying)
+            finally:
+                scope.cancel()
+
+    async def _run_session(self, session: Session, scope: trio.CancelScope) -> None:
+        with scope:
+            await session.run()
+
+    def _clock_s(self) -> float:
+        return trio.current_time() * self.drift
+
+    def _join(self, workspace: Workspace) -> None:
+        workspace.links = self.world.switch.join(self.node_name)
+        workspace.membership = self.session
+        workspace.clock_s = self._clock_s
+        chance = random.Random(self.world.chance.random())
+        self.threads = [
+            SimulatedThreads(
+                self.world.nursery, lambda: chance.random() * DISK_S, standing=lambda: self.resumed.wait()
+            )
+            for _ in range(2)
+        ]
+        workspace.threads, workspace.commit_threads = self.threads  # type: ignore[assignment]
+
+
+class World(ClusterRig):
+    """All nodes, and what befalls them."""
+
+    def __init__(self, folder: pathlib.Path, chance: random.Random) -> None:
+        super().__init__(folder)
+        self.chance = chance
+        self.trace: list[str] = []
+        """What happened, in order; the same for the same seed."""
+        self.switch.delay_s = self._delay_s
+        self.loss = 0.0
+        """How likely a message is to be lost."""
+        self.slow: set[str] = set()
+        """Nodes whose messages take long."""
+
+    def _rig(self, name: str) -> SimulatedRig:
+        return SimulatedRig(self, name)
+
+    def rig(self, name: str) -> SimulatedRig:
+        """A node's own state."""
+        found = self.rigs[name]
+        assert isinstance(found, SimulatedRig)
+        return found
+
+    def is_awake(self, name: str) -> bool:
+        """Whether a node does not stand still."""
+        return self.rig(name).resumed.is_set()
+
+    def catalog_of(self, name: str) -> SimulatedCatalog:
+        """A node's way to the catalog."""
+        return self.rig(name).seen_catalog
+
+    def vdisks(self, name: str) -> Vdisks:
+        """Those of a node that runs."""
+        return self._running[name].vdisks
+
+    def epoch(self, vdisk: int) -> int:
+        """Under which a vdisk is owned."""
+        row = self.catalog._rows.get(owner_key(vdisk))
+        return read_owner(row).epoch if row is not None else 0
+
+    def note(self, what: str) -> None:
+        """A line of the trace."""
+        self.trace.append(f"{trio.current_time():10.4f} {what}")
+
+    def _delay_s(self, source: str, target: str) -> float:
+        if self.chance.random() < self.loss:
+            return float("inf")
+        slowest = SLOW_NETWORK_S if {source, target} & self.slow else NETWORK_S
+        return self.chance.random() * slowest
+
+    # ---- what befalls a node
+
+    def pause(self, name: str) -> None:
+        """It stands still: nothing that it sends, waits for or asks goes on, but its clock does."""
+        self.note(f"{name} stands still")
+        self.rig(name).resumed = trio.Event()
+        for other in self.rigs:
+            if other != name:
+                self.switch.cut |= {(name, other), (other, name)}
+
+    def resume(self, name: str) -> None:
+        """It goes on as if nothing had been."""
+        self.note(f"{name} goes on")
+        self.rig(name).resumed.set()
+        self.heal()
+
+    def heal(self) -> None:
+        """All links work, but those of nodes that stand still."""
+        still = {name for name in self.rigs if not self.is_awake(name)}
+        self.switch.cut = {
+            (one, other) for one in self.rigs for other in self.rigs if one != other and {one, other} & still
+        }
+
+    async def die(self, name: str) -> None:
+        """No goodbye: work that threads had not begun is never done."""
+        self.note(f"{name} dies")
+        for threads in self.rig(name).threads:
+            threads.die()
+        await self.kill(name)
+
+    async def revive(self, name: str) -> Vdisks:
+        """It comes, or comes again."""
+        self.note(f"{name} comes")
+        vdisks = await self.start(name)
+        self.rig(name).resumed.set()
+        return vdisks
