@@ -102,11 +102,12 @@ class Invalidation:
             self._entries[parent, name] = None
 
     def note_owner(self, vdisk: int) -> None:
-        """The vdisk is another node's now: its name leads to another inode."""
+        """The vdisk is another node's now: its name leads to another inode. Or its size was changed elsewhere: looked up
+        again, it shows the new one, unless it is open."""
         place = self._namespace.place(vdisk)
         if place is not None:
             self._entries[place.parent, place.name] = None
-            self._arrived.set()
+            self._note_arrival()
 
     async def run(self) -> None:
         """Tells the kernel, until cancelled."""

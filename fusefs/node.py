@@ -26,7 +26,7 @@ from typing import NoReturn
 import pyfuse3
 import trio
 
-from fusefs.announcing import Announcer, answer_announcements, introduce
+from fusefs.announcing import KERNEL_S, Announcer, answer_announcements, introduce
 from fusefs.belonging import among_nodes
 from fusefs.channel import Channel
 from fusefs.company_verbs import abandoned, own
@@ -267,7 +267,14 @@ def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications)
                 invalidation.note_owner(vdisk)
 
         mirror.listeners.append(note_owner)
+
+        async def note_resized(vdisk: int) -> None:
+            invalidation.note_owner(vdisk)
+            with trio.move_on_after(KERNEL_S):
+                await invalidation.settled()
+
         vdisks.company.forwarding.drop_pages = notifications.drop_pages
+        vdisks.company.forwarding.note_resized = note_resized
         answer_announcements(
             vdisks.company.links,
             vdisks.company.membership,

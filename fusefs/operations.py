@@ -178,8 +178,8 @@ class Operations(pyfuse3.Operations):
         self._tree.check_writable(inode)
         asked, inode = inode, self._behind(inode)
         drop_privileges = False
-        if fields.update_size and self._peers is not None and asked != inode:
-            self._peers.refuse_writing(asked)
+        if fields.update_size and fh is None and self._peers is not None:
+            await self._peers.check_writing(asked)
         if fields.update_size:
             drop_privileges = await self._truncate(inode, attr.st_size, ctx)
         now_ns = self._clock_ns()  # later than the cut, whose own time must not count
@@ -282,7 +282,7 @@ class Operations(pyfuse3.Operations):
                 raise
         number = await self._open(inode, flags, ctx)
         try:
-            return self._file(number, inode), await self._attributes(inode)
+            return self._file(number, inode), await self._entry(inode)
         except BaseException:
             self._vdisks.close(number)
             raise
@@ -345,7 +345,8 @@ class Operations(pyfuse3.Operations):
     def _file(self, number: int, inode: int) -> pyfuse3.FileInfo:
         """What the kernel is told of a new handle: it caches nothing of what another node writes, or another inode has."""
         is_remote = self._vdisks.is_remote(number) or _vdisk_of(number) != inode
-        return pyfuse3.FileInfo(fh=number, keep_cache=not is_remote, direct_io=is_remote)
+        is_remote, keep = (is_remote, True) if self._peers is None else self._peers.cached(inode, is_remote)
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep and not is_remote, direct_io=is_remote)
 
     @_answering
     async def flush(self, fh: int) -> None:
@@ -526,7 +527,8 @@ class Operations(pyfuse3.Operations):
     async def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
         """An inode's attributes for a directory entry: there are some even when the vdisk cannot be read."""
         try:
-            return await self._attributes(inode)
+            shown = await self._attributes(inode)
+            return shown if self._peers is None else self._peers.shown(inode, shown)
         except NotFound:
             raise
         except VdiskfsError as exc:

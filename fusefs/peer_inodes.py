@@ -2,20 +2,24 @@
 
     lookup            the newest version's inode; its entry is looked up each time, so the next open sees the next version
     open for reading  that version, frozen; the kernel keeps its pages, for they never change
-    open for writing  ESTALE, once: the kernel looks the name up again, and gets the head's inode, where writing is served
+    open for writing  the vdisk is acquired, then ESTALE, once: the kernel looks the name up again, and gets the head's
+                      inode, where writing is served, with the size that it has now
     listing           a number that stands for "whatever is newest": no node is asked for a listing; looked up before use
     mode, owner, ...  the vdisk's, through whichever of its inodes
 
 A head's inode has the owner's epoch in its generation, so that a kernel which knew it when this node owned the vdisk before
-takes the one of now for another file: it would believe its old size.
+takes the one of now for another file: it would believe its old size. For the same reason a name leads to the head only
+as often as somebody was told ESTALE, and an inode of an earlier generation is not opened for writing.
 """
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 from metadata.errors import InvalidRequest, NotOwner
+from metadata.ids import VdiskId
 from metadata.snapshots import Snapshot
 from replication.company import Company
 from replication.versions import END_ID, FIRST_ID
@@ -25,6 +29,15 @@ WRITING_S = 5.0
 time a silent owner may be waited for."""
 LISTED_FROM = (FIRST_ID + END_ID) // 2
 """From here on a number is a vdisk's in a listing; versions have those below."""
+
+
+class HasGeneration(Protocol):
+    """An entry, as the kernel is told of it."""
+
+    generation: int
+
+
+_Entry = TypeVar("_Entry", bound=HasGeneration)
 
 
 class PeerInodes:
@@ -40,7 +53,15 @@ class PeerInodes:
         self, company: Company, *, kernel_knows: Callable[[int], bool], clock_s: Callable[[], float]
     ) -> None:
         self._company, self._kernel_knows, self._clock_s = company, kernel_knows, clock_s
-        self._wanted: dict[int, float] = {}
+        self._wanted: dict[int, list[float]] = {}
+        """For each open that was told ESTALE, until when it is expected to come again."""
+        self._generations: dict[int, int] = {}
+        """Of heads' inodes, as the kernel was told last."""
+        self._lookups: Counter[int] = Counter()
+        """How often it was told; a word of its that it has forgotten one may be overtaken by the next."""
+        self._mixed: set[int] = set()
+        """Heads' inodes of which the kernel may have pages of an older version."""
+        company.transfers.is_wanted = self._is_wanted
 
     def is_foreign(self, inode: int) -> bool:
         """Whether it is the head of a vdisk that another node owns, as far as this node knows."""
@@ -83,10 +104,36 @@ class PeerInodes:
             InvalidRequest: ESTALE.
         """
         vdisk, now_s = self.vdisk_of(inode), self._clock_s()
-        for one in [one for one, until_s in self._wanted.items() if until_s <= now_s]:
+        for one in [one for one, untils in self._wanted.items() if untils[-1] <= now_s]:
             del self._wanted[one]
-        self._wanted[vdisk] = now_s + WRITING_S
+            self._company.transfers.note_closed(one)
+        self._wanted.setdefault(vdisk, []).append(now_s + WRITING_S)
         raise stale(vdisk)
+
+    async def check_writing(self, inode: int) -> None:
+        """Somebody wants to write this inode.
+
+        A version, and what the head was before, become the head: before that is shown the vdisk becomes this node's, or
+        its owner says how it is, since the kernel will believe the size that it is told.
+
+        Raises:
+            InvalidRequest: ESTALE; another inode is the right one.
+            NotFound, Corrupt, Unavailable: nobody knows.
+        """
+        vdisk = self.vdisk_of(inode)
+        if vdisk != inode or self._is_outdated(inode):
+            await self._company.writable(VdiskId(vdisk))
+            if vdisk != inode or self._is_outdated(inode):
+                self.refuse_writing(inode)
+        self._note_writing(inode)
+
+    def _note_writing(self, vdisk: int) -> None:
+        """One of those who were told ESTALE is there again: the name leads to versions for the next."""
+        untils = self._wanted.get(vdisk)
+        if untils and len(untils) > 1:
+            untils.pop(0)
+        else:
+            self._wanted.pop(vdisk, None)
 
     async def version_to_open(self, inode: int, flags: int) -> int | None:
         """The version to open: the one that an inode is; None: it is none. ``flags``: of open(2).
@@ -97,22 +144,65 @@ class PeerInodes:
         Raises:
             InvalidRequest: ESTALE; another inode is the right one.
         """
-        writing = flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC)
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            await self.check_writing(inode)
+            return None
         if self.vdisk_of(inode) != inode:
-            if writing or self.version(inode) is None:
-                self.refuse_writing(inode)
+            if self.version(inode) is None:
+                raise stale(inode)
             return inode
-        if writing or not self.is_foreign(inode):
+        if not self.is_foreign(inode):
             return None
         if self._is_wanted(inode):
             return (await self._company.versions.newest(inode)).id
         raise stale(inode)
 
     def _is_wanted(self, vdisk: int) -> bool:
-        return self._clock_s() < self._wanted.get(vdisk, 0.0)
+        return vdisk in self._wanted and self._clock_s() < self._wanted[vdisk][-1]
+
+    def _is_outdated(self, vdisk: int) -> bool:
+        """Whether the kernel has not looked the head's inode up since it became another file."""
+        known = self._generations.get(vdisk)
+        if known is None:  # of one that an earlier daemon showed, or that was just made
+            return self.is_foreign(vdisk)
+        return known != self.generation(vdisk)
+
+    def shown(self, inode: int, entry: _Entry) -> _Entry:
+        """The entry with which the kernel is told of a head's inode."""
+        if not FIRST_ID <= inode < END_ID:
+            self._generations[inode] = entry.generation
+            self._lookups[inode] += 1
+        return entry
+
+    def cached(self, inode: int, is_remote: bool) -> tuple[bool, bool]:
+        """How the kernel treats a file just opened: whether it caches nothing, and whether what it has may stay.
+
+        Beside a file that was opened when the vdisk was here before, and goes on reading what it was then, it does
+        neither: both have one inode, and so one cache.
+        """
+        if self._company.transfers.frozen_sizes(inode):
+            self._mixed.add(inode)
+            return True, False
+        keep = inode not in self._mixed
+        self._mixed.discard(inode)
+        return is_remote, keep
+
+    def _is_held(self, vdisk: int) -> bool:
+        """Whether files are open of the inode that the kernel has, which would fail if it were another one's now.
+
+        Whoever writes goes on, wherever the owner is; whoever reads what it was, unless another size must be shown.
+        """
+        holdings, transfers = self._company.holdings, self._company.transfers
+        if holdings.files.has_writer(vdisk):
+            return True
+        served = holdings.heads.get(VdiskId(vdisk)) or transfers.remotes.get(vdisk)
+        return served is not None and transfers.frozen_sizes(vdisk) == {served.size}
 
     def generation(self, vdisk: int) -> int:
         """Of a head's inode."""
+        known = self._generations.get(vdisk)
+        if known is not None and self._is_held(vdisk):
+            return known
         owner = self._company.mirror.owners.get(vdisk)
         if owner is None:
             return 0
@@ -120,6 +210,11 @@ class PeerInodes:
 
     def forget(self, inode: int, lookups: int) -> None:
         """The kernel has forgotten so many times that it was told of this inode."""
+        self._lookups[inode] -= lookups
+        if self._lookups[inode] <= 0:
+            del self._lookups[inode]
+            self._generations.pop(inode, None)
+            self._mixed.discard(inode)
         self._company.versions.forget(inode, lookups, kernel_knows=self._kernel_knows)
 
 

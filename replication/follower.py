@@ -38,6 +38,7 @@ from replication.publication import (
     NUMBERS_MAX,
     PUBLISH,
     RENEW,
+    STARTED,
     SUBSCRIBE,
     UNSUBSCRIBE,
     Publication,
@@ -140,6 +141,7 @@ class Follower:
         mirror.listeners.append(self._note_owner)
         links.serve(PUBLISH, self._publish)
         links.serve(MOVED, self._moved)
+        links.serve(STARTED, self._started)
 
     # ---- what the rest of the node asks
 
@@ -380,6 +382,12 @@ class Follower:
 
     async def _moved(self, node: str, values: Mapping[str, Any], _: bytes) -> Answer:
         self._mirror.note_owner(number_in(values, "vdisk"), Owner(node, number_in(values, "epoch")))
+        return {}, b""
+
+    async def _started(self, node: str, values: Mapping[str, Any], _: bytes) -> Answer:
+        """A node's daemon is another one now, which knows of no subscriber."""
+        for vdisk in [vdisk for vdisk, one in self._following.items() if one.owner.node == node]:
+            del self._following[vdisk]
         return {}, b""
 
     def _note_owner(self, vdisk: int, owner: Owner | None) -> None:

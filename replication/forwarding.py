@@ -29,6 +29,8 @@ CALLERS_MAX = 256
 Arguments = Mapping[str, Any]
 DropPages = Callable[[int, int, int], Awaitable[None]]
 """Given a vdisk, an offset and a length (0: to the end): the kernel writes back and drops what it holds there."""
+NoteResized = Callable[[int], Awaitable[None]]
+"""Given a vdisk, of which another node has set the size: the kernel looks it up again."""
 
 
 async def _read(head: Head, arguments: Arguments, data: bytes) -> bytes:
@@ -123,6 +125,8 @@ class Forwarding:
         self._head, self._files = head, files
         self.drop_pages: DropPages | None = None
         """Of the kernel of this node's mount, if there is one."""
+        self.note_resized: NoteResized | None = None
+        """The kernel believes its own size of a file as long as it knows it."""
         self.is_serving = False
         self.served = 0
         """Counts forwarded requests of others."""
@@ -176,7 +180,10 @@ class Forwarding:
             await self._drop(vdisk, offset, length)
         elif self._files.has_writer(vdisk, buffered=True):
             await self._drop(vdisk, offset, length if deed == "read" else 0)
+        size = head.size
         answer = await perform(head, deed, arguments, data)
+        if head.size != size and self.note_resized is not None:
+            await self.note_resized(vdisk)
         if deed in CHANGING:  # a guest of ours may have read it meanwhile
             await self._drop(vdisk, offset, length)
         if deed in FLUSHING:

@@ -18,6 +18,7 @@ from metadata.descent import Descent
 from metadata.errors import InvalidRequest
 
 SUBSCRIBE, RENEW, UNSUBSCRIBE, PUBLISH, MOVED = "subscribe", "renew", "unsubscribe", "publish", "moved"
+STARTED = "started"
 NUMBERS_MAX = 65536
 """Vdisks in one renewal, or versions that are kept."""
 _NOTHING = Descent()

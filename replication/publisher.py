@@ -25,6 +25,7 @@ from replication.ownership import Owner, Resting, read_facts
 from replication.publication import (
     MOVED,
     RENEW,
+    STARTED,
     SUBSCRIBE,
     UNSUBSCRIBE,
     Publication,
@@ -39,6 +40,7 @@ from replication.workspace import Workspace
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+RETRY_S = 0.05
 NEAR_VERSIONS = 32
 """So far behind a subscriber may be and yet be waited for: it needs milliseconds."""
 
@@ -118,20 +120,39 @@ class Publisher:
 
     async def announce(self, vdisk: int, epoch: int) -> None:
         """Returns when no other node trusts what an earlier owner publishes: before this one's first commit is acknowledged."""
+        await self._tell_others(MOVED, {"vdisk": vdisk, "epoch": epoch})
+
+    async def announce_start(self) -> None:
+        """Returns when no other node trusts what a daemon before this one, of this node's name, knew of it as a subscriber.
+
+        This one publishes to nobody yet: what it acknowledged they would not hear of.
+        """
+        await self._tell_others(STARTED, {})
+
+    async def _tell_others(self, verb: str, values: Mapping[str, Any]) -> None:
         others = [node for node in self._membership.members() if node != self._membership.node]
 
         async def tell(node: str) -> None:
-            values = {"vdisk": vdisk, "epoch": epoch}
             try:
-                await self._links.call(node, MOVED, values, deadline_s=SUBSCRIPTION_S)
-            except Unavailable:
-                pass  # it has been silent for so long that its subscription is over
+                with trio.move_on_after(SUBSCRIPTION_S):  # silent for so long, it trusts nobody any more
+                    while not await self._is_told(node, verb, values):
+                        await trio.sleep(RETRY_S)
             except VdiskfsError as exc:
-                log.warning("a node does not take notice of a new owner: %s node=%s", exc, node)
+                log.warning("a node does not take notice of what is new: %s node=%s", exc, node)
 
         async with trio.open_nursery() as nursery:
             for node in others:
                 nursery.start_soon(tell, node)
+
+    async def _is_told(self, node: str, verb: str, values: Mapping[str, Any]) -> bool:
+        """Tells a node, if it is live and can be reached; False: it must be tried again."""
+        if not self._membership.is_live(node):
+            return True
+        try:
+            await self._links.call(node, verb, values, deadline_s=SUBSCRIPTION_S)
+        except Unavailable:
+            return False
+        return True
 
     def statistics(self) -> dict[int, dict[str, int]]:
         """By vdisk and node: the version that the subscriber has acknowledged."""

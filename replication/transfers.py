@@ -17,7 +17,7 @@ At most one node writes the owner record at a time: each change compares it with
 import functools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +107,8 @@ class Transfers:
         self._learned: dict[int, int] = {}
         """Epochs of this node under which the mirror has been read anew, or was never behind."""
         self._opening: Counter[int] = Counter()
+        self.is_wanted: Callable[[int], bool] = lambda vdisk: False
+        """Whether a file that was to be opened for writing is expected to be in a moment."""
         self._forwarded_before = 0
         """Of remotes that are no more."""
         self._leaving: list[tuple[int, str]] = []
@@ -262,6 +264,10 @@ class Transfers:
             files.served[number] = new
             files.by_number[number].errors_told = new.error_no
 
+    def frozen_sizes(self, vdisk: int) -> set[int]:
+        """Of the vdisk as it was for files that are open since before it went to another node."""
+        return {view.size for view in self._frozen.get(vdisk, ())}
+
     def note_closed(self, vdisk: int) -> None:
         """A file of the vdisk was closed here; perhaps the last one, or the last writer's."""
         if vdisk in self._sharers:
@@ -291,7 +297,7 @@ class Transfers:
         return {"epoch": epoch, "kept": kept}, b""
 
     def _is_used(self, vdisk: int) -> bool:
-        used = self._own.users.get(vdisk, 0) > 0 or self._opening[vdisk] > 0
+        used = self._own.users.get(vdisk, 0) > 0 or self._opening[vdisk] > 0 or self.is_wanted(vdisk)
         return used or self._own.files.has_writer(vdisk)
 
     @contextmanager

@@ -146,6 +146,7 @@ class Vdisks:
         note_journal_need(self.workspace)
         await self.deletion.forget_unneeded()
         if self.company is not None:
+            await self.company.publisher.announce_start()
             self.company.begin()
         return self
 

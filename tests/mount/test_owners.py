@@ -169,3 +169,48 @@ def test_a_forced_take_lets_the_old_owner_s_writer_go_on(both: tuple[MountedPool
         assert (file.read(0), file.read(1)) == (1, 2)
         with Direct(b.mountpoint / "disk") as theirs:
             assert (theirs.read(0), theirs.read(1)) == (1, 2)
+
+
+def test_whoever_opens_for_writing_finds_the_size_of_now(both: tuple[MountedPool, MountedPool]) -> None:
+    a, b = (node.mountpoint / "disk" for node in both)
+    a.write_bytes(bytes(B))
+    for number in range(1, 40):
+        here, there = (a, b) if number % 2 else (b, a)
+        with here.open("r+b", buffering=0) as file:
+            file.truncate(0)
+            file.truncate(number * 1000)
+        with here.open("wb" if number % 3 else "ab", buffering=0) as file:
+            file.write(bytes(number * 100))
+        size = number * (100 if number % 3 else 1100)
+        with there.open("ab", buffering=0) as file:
+            assert os.fstat(file.fileno()).st_size == size
+            file.write(b"end")
+        assert here.read_bytes() == there.read_bytes() == bytes(size) + b"end"
+
+
+def test_a_reader_from_before_goes_on_beside_a_new_writer(both: tuple[MountedPool, MountedPool]) -> None:
+    a, b = (node.mountpoint / "disk" for node in both)
+    a.write_bytes(b"a" * 8 * B)
+    with a.open("rb", buffering=0) as reader:
+        b.open("r+b").close()
+        for number in range(5):
+            for writer in (b, a):
+                with writer.open("r+b", buffering=0) as file:
+                    os.pwrite(file.fileno(), b"%d" % number * B, number * B)
+                    assert os.pread(file.fileno(), B, number * B) == b"%d" % number * B
+                assert os.pread(reader.fileno(), 16 * B, 0) == b"a" * 8 * B
+    written = b"".join(b"%d" % number * B for number in range(5)) + b"a" * 3 * B
+    assert a.read_bytes() == b.read_bytes() == written
+
+
+def test_a_size_that_the_other_node_set_is_that_of_the_next_open(
+    both: tuple[MountedPool, MountedPool],
+) -> None:
+    a, b = (node.mountpoint / "disk" for node in both)
+    a.write_bytes(bytes(2 * B))
+    for number in range(1, 20):
+        with a.open("r+b"), b.open("r+b") as theirs:
+            theirs.truncate(number * 1000)
+        assert a.stat().st_size == len(a.read_bytes()) == number * 1000
+        with a.open("r+b") as file:
+            assert os.fstat(file.fileno()).st_size == number * 1000

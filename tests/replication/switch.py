@@ -9,6 +9,7 @@ import trio
 
 from metadata.errors import Unavailable
 from replication.cluster import CALL_DATA_BYTES_MAX, Answer, Handler, Member
+from replication.publication import STARTED
 
 
 class Switch:
@@ -61,7 +62,8 @@ class SwitchLinks:
     ) -> Answer:
         assert len(data) <= CALL_DATA_BYTES_MAX
         switch = self._switch
-        switch.calls.append((self.node, node, verb))
+        if verb != STARTED:  # which each that starts says to all
+            switch.calls.append((self.node, node, verb))
         with trio.move_on_after(deadline_s):
             await self._carry(self.node, node)
             target = switch.nodes.get(node)

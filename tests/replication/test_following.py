@@ -190,6 +190,24 @@ def test_with_the_owner_dead_the_pool_says_what_is_newest(cluster: ClusterRig) -
     run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
+def test_an_owner_whose_daemon_is_a_new_one_acknowledges_nothing_that_its_subscribers_miss(
+    cluster: ClusterRig,
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 1)
+            await newest(b)
+            await changed(head, 2)
+            await cluster.kill("a")
+            a = await cluster.start("a")
+            version = await changed(await a.head(VdiskId(V)), 3)
+            assert (await newest(b)).version == version
+
+    run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
 def test_a_resting_vdisk_can_be_followed_and_is_collected_only_when_nobody_does(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():
