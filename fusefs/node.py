@@ -152,7 +152,7 @@ async def _serve(
     tree = SnapshotTree(store.namespace, vdisks.family)
     notifications = Notifications(settings.fuse_fd, notifier_end)
     orphans = _make_orphans(settings, vdisks, store, notifications)
-    peers = _make_peers(vdisks, notifications)
+    peers = _make_peers(vdisks, notifications, store)
     operations = Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans, peers=peers)
     invalidation = _listen(store, vdisks, notifications)
     requests = DataRequests(vdisks, clear_suid=_clear_suid(store), notifications=notifications)
@@ -243,11 +243,11 @@ async def _make_trash(
     )
 
 
-def _make_peers(vdisks: Vdisks, notifications: Notifications) -> PeerInodes | None:
+def _make_peers(vdisks: Vdisks, notifications: Notifications, store: NamespaceStore) -> PeerInodes | None:
     if vdisks.company is None:
         return None
     kernel_knows, clock_s = notifications.knows_inode, vdisks.workspace.clock_s
-    return PeerInodes(vdisks.company, kernel_knows=kernel_knows, clock_s=clock_s)
+    return PeerInodes(vdisks.company, kernel_knows=kernel_knows, clock_s=clock_s, catch_up=store.catch_up)
 
 
 def _knows_none(_: int) -> bool:

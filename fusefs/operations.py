@@ -540,7 +540,7 @@ class Operations(pyfuse3.Operations):
 
     async def _looked_up(self, inode: int) -> pyfuse3.EntryAttributes:
         """The entry of a name that stands for this inode: of another node's vdisk, the newest version."""
-        if self._peers is None or not self._peers.is_foreign(inode):
+        if self._peers is None or not await self._peers.is_foreign_now(inode):
             return await self._entry(inode)
         try:
             version = await self._peers.look_up(inode)

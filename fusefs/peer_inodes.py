@@ -15,7 +15,7 @@ as often as somebody was told ESTALE, and an inode of an earlier generation is n
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol, TypeVar
 
 from metadata.errors import InvalidRequest, NotOwner
@@ -47,12 +47,19 @@ class PeerInodes:
         company: what this node knows of the others.
         kernel_knows: whether the kernel holds an inode.
         clock_s: for how long somebody wants to write.
+        catch_up: brings what this node knows to where the catalog is.
     """
 
     def __init__(
-        self, company: Company, *, kernel_knows: Callable[[int], bool], clock_s: Callable[[], float]
+        self,
+        company: Company,
+        *,
+        kernel_knows: Callable[[int], bool],
+        clock_s: Callable[[], float],
+        catch_up: Callable[[], Awaitable[object]],
     ) -> None:
         self._company, self._kernel_knows, self._clock_s = company, kernel_knows, clock_s
+        self._catch_up = catch_up
         self._wanted: dict[int, list[float]] = {}
         """For each open that was told ESTALE, until when it is expected to come again."""
         self._generations: dict[int, int] = {}
@@ -66,6 +73,18 @@ class PeerInodes:
     def is_foreign(self, inode: int) -> bool:
         """Whether it is the head of a vdisk that another node owns, as far as this node knows."""
         return not self._company.mirror.is_mine(inode)
+
+    async def is_foreign_now(self, inode: int) -> bool:
+        """The same; of a vdisk that nobody wrote, as far as this node knows, what the catalog says now.
+
+        Its size would be believed: another node may have begun to write it a moment ago.
+
+        Raises:
+            Unavailable: the catalog does not say.
+        """
+        if inode not in self._company.mirror.owners:
+            await self._catch_up()
+        return self.is_foreign(inode)
 
     def version(self, inode: int) -> Snapshot | None:
         """The version that an inode is."""
@@ -121,7 +140,7 @@ class PeerInodes:
             NotFound, Corrupt, Unavailable: nobody knows.
         """
         vdisk = self.vdisk_of(inode)
-        if vdisk != inode or self._is_outdated(inode):
+        if vdisk != inode or self._company.has_others():
             await self._company.writable(VdiskId(vdisk))
             if vdisk != inode or self._is_outdated(inode):
                 self.refuse_writing(inode)
