@@ -100,6 +100,9 @@ def test_writers_with_bytes_of_their_own_never_lose_any_to_each_other(
             assert await content(head) == writers.model
             with suppress(VdiskfsError):
                 await vdisks.flush(VDISK)
+            await rig.write(
+                head, 0, bytes(writers.model[:1])
+            )  # an index that lags follows with the next commit
             await vdisks.flush(VDISK)
             await sound(vdisks, VDISK)
         faulty.lose_state()

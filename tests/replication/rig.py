@@ -236,7 +236,8 @@ async def sound(vdisks: Vdisks, *ids: int) -> None:
         pass
 
     wanted = [VdiskId(vdisk) for vdisk in ids]
-    assert await check(vdisks, wanted, quiet) == []
+    found = await check(vdisks, wanted, quiet)
+    assert found == [], found
     assert await scrub(vdisks, wanted, quiet) == []
 
 
