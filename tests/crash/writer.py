@@ -130,9 +130,9 @@ def prepare(mountpoint: pathlib.Path, notes: Notes) -> None:
     for vdisk in (0, 1):
         path = mountpoint / file_name(vdisk, FIRST_NAME)
         if not path.exists():
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
             notes.note("write", vdisk, (SIZE,), DISK_BYTES)
             notes.note("write", vdisk, (NAME,), FIRST_NAME)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
             os.ftruncate(descriptor, DISK_BYTES)
             notes.note("wrote", vdisk, (SIZE, NAME), 0)
             notes.flush(vdisk, descriptor)
