@@ -1,5 +1,6 @@
 """Time since the machine was started: no setting of the clock moves it, and it goes on while the machine sleeps."""
 
+import functools
 import pathlib
 import time
 
@@ -17,3 +18,9 @@ def boot_time_s() -> float:
 def boot_number() -> int:
     """A number that each start of the machine has for itself."""
     return int(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", ""), 16) >> 65
+
+
+@functools.cache
+def this_start() -> int:
+    """The same in 32 bits, 0 excluded: what was in memory only under another one may be lost."""
+    return boot_number() & 0xFFFFFFFF or 1

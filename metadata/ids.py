@@ -26,7 +26,8 @@ Place = NewType("Place", int)
 
 HOLE = 0
 CUT = 1
-"""Only in commit records and journal entries: this block and all behind it are holes (a truncation)."""
+"""Only in commit records and journal entries: this block and all behind it are holes (a truncation). With a count above
+1: no block, but a forwarded call (metadata/records.py)."""
 PARENT = 2
 """As the parent has it. Every place above this one is bytes in a group."""
 

@@ -7,6 +7,7 @@
 The digest is the block's checksum, or for several blocks xxh3 over their checksums: replay reads the data
 and believes an entry only if they match, so an entry that survived a power cut without its data is void.
 A block count of 0 says only that the size is now this. A HOLE for a place is a discard.
+A CUT with a count above 1 is a forwarded call (metadata/records.py), its digest the machine's start.
 """
 
 import struct

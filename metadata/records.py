@@ -15,6 +15,11 @@ Bytes, little-endian, padded with zeros to whole blocks:
     104  16  an extent: (block number << 16 | count - 1), first place
     ...  4   a block's checksum
 
+An extent whose place is CUT says with a count of 1 that all from its block on are holes, with a larger one that this
+commit holds what another node had asked for under the number in its first word (``call_number``), so that
+who asks again after the owner has died, or changed, does not have it done twice. The number's highest bit is set: a
+release that knows no calls takes it for a cut behind all there is.
+
 The epoch is in the record's place. The checksum's seed holds the pool's secret salt, the vdisk, the
 group and the position, so neither guest data nor a record copied elsewhere passes for a record. Records
 are chained by place and checksum: recovery finds the last one and walks back. The header has a checksum of its
@@ -28,7 +33,7 @@ from dataclasses import dataclass, field
 from xxhash import xxh3_64_intdigest
 
 from metadata.errors import Corrupt
-from metadata.ids import PARENT, Version
+from metadata.ids import CUT, PARENT, Version
 from metadata.units import BLOCK_BYTES
 
 MAGIC = b"VDFSREC1"
@@ -68,6 +73,16 @@ class CommitRecord:
         """The extents as (block number, count, first place)."""
         words = self.extents
         return [(words[i] >> 16, (words[i] & 0xFFFF) + 1, words[i + 1]) for i in range(0, len(words), 2)]
+
+    def calls(self) -> set[int]:
+        """Numbers of forwarded calls that this commit holds."""
+        words = self.extents
+        return {words[i] for i in range(0, len(words), 2) if words[i + 1] == CUT and words[i] & 0xFFFF}
+
+
+def call_number(origin: int, count: int) -> int:
+    """The number of the ``count``-th call of this origin, in the shape that a record holds."""
+    return xxh3_64_intdigest(struct.pack("<QQ", origin, count)) | 1 << 63 | 1
 
 
 def record_block_count(extent_count: int, checksum_count: int) -> int:

@@ -1,15 +1,13 @@
 """The owner's side of forwarded requests: what another node's guest asks of a head here.
 
-A write is taken, committed, published, and only then answered; it counts once, though it may come twice: its number
-and its answer are remembered. What the kernel of this node holds in its page cache is written back before a read, and
+A write is taken, committed, published, and only then answered; it counts once, though it may come twice, to this owner or
+to the next one (replication/calls.py). What the kernel of this node holds in its page cache is written back before a read, and
 dropped around a write. The epoch in each call is that of the owner whom the caller means; another one is refused.
 """
 
 import functools
 import os
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -17,14 +15,11 @@ import trio
 from metadata.errors import NotOwner, Unavailable
 from metadata.ids import VdiskId
 from replication import head_read, head_write
+from replication.calls import is_committed, note_taken
 from replication.cluster import Answer, Links
 from replication.commit import commit_light, note_sync
 from replication.handles import Handles
 from replication.head import Head
-
-ANSWERS_MAX = 4096
-"""Remembered for each caller: more than can be on their way at once."""
-CALLERS_MAX = 256
 
 Arguments = Mapping[str, Any]
 DropPages = Callable[[int, int, int], Awaitable[None]]
@@ -85,13 +80,21 @@ FLUSHING = CHANGING | {"flush"}
 
 
 async def perform(head: Head, deed: str, arguments: Arguments, data: bytes) -> bytes:
-    """Does one of these on a head of this node.
+    """Does one of these on a head of this node; a change only if it has not been done yet.
 
     Raises:
         NotOwner: the head changes no more; nothing was done.
         VdiskfsError: as the deed itself.
     """
-    return await _DEEDS[deed](head, arguments, data)
+    if deed not in CHANGING:
+        return await _DEEDS[deed](head, arguments, data)
+    call = int(arguments["call"])
+    again = bool(arguments["again"])
+    if not (call in head.calls or (again and await is_committed(head, call, since=int(arguments["since"])))):
+        await _DEEDS[deed](head, arguments, data)
+        # No await from here, if anything has changed: the same commit holds the change and its number.
+        await note_taken(head, call)
+    return b""
 
 
 def facts_of(head: Head) -> dict[str, int]:
@@ -102,14 +105,6 @@ def facts_of(head: Head) -> dict[str, int]:
         "mtime_ns": head.mtime_ns,
         "version": head.log.version,
     }
-
-
-@dataclass(slots=True)
-class _Done:
-    """A call that changes something, and how it ended; one that failed is tried again if it comes again."""
-
-    over: trio.Event = field(default_factory=trio.Event)
-    answer: Answer | None = None
 
 
 class Forwarding:
@@ -132,7 +127,8 @@ class Forwarding:
         """Counts forwarded requests of others."""
         self._uncached: set[int] = set()
         """Vdisks of which the kernel's page cache holds nothing."""
-        self._done: OrderedDict[tuple[str, str], OrderedDict[int, _Done]] = OrderedDict()
+        self._under_way: dict[int, trio.Event] = {}
+        """Changes, by the numbers of their calls: one that comes again waits for itself."""
         for deed in _DEEDS:
             links.serve(f"remote_{deed}", functools.partial(self._serve, deed))
 
@@ -147,30 +143,15 @@ class Forwarding:
         self.served += 1
         if deed not in CHANGING:
             return await self._carry_out(deed, arguments, data)
-        done = self._remembered(node, str(arguments["origin"]))
-        number = int(arguments["number"])
-        while (known := done.get(number)) is not None:
-            if known.answer is not None:
-                return known.answer
-            await known.over.wait()
-        mine = done[number] = _Done()
+        call = int(arguments["call"])
+        while call in self._under_way:
+            await self._under_way[call].wait()
+        over = self._under_way[call] = trio.Event()
         try:
-            mine.answer = await self._carry_out(deed, arguments, data)
-            return mine.answer
+            return await self._carry_out(deed, arguments, data)
         finally:
-            if mine.answer is None:
-                done.pop(number, None)
-            mine.over.set()
-
-    def _remembered(self, node: str, origin: str) -> OrderedDict[int, _Done]:
-        key = (node, origin)
-        done = self._done.setdefault(key, OrderedDict())
-        self._done.move_to_end(key)
-        if len(self._done) > CALLERS_MAX:
-            self._done.popitem(last=False)
-        while len(done) > ANSWERS_MAX:
-            done.popitem(last=False)
-        return done
+            del self._under_way[call]
+            over.set()
 
     async def _carry_out(self, deed: str, arguments: Arguments, data: bytes) -> Answer:
         vdisk = VdiskId(int(arguments["vdisk"]))

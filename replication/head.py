@@ -14,6 +14,7 @@ no reader ever sees half a block; and nothing here yields.
 
 import time
 from array import array
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 import trio
 from xxhash import xxh3_64_intdigest
 
+from metadata.boot_clock import this_start
 from metadata.errors import VdiskfsError
 from metadata.ids import CUT, HOLE, PARENT
 from metadata.index import Nowait
@@ -38,6 +40,8 @@ from replication.workspace import Workspace
 
 DIRTY_ROWS_MAX = 4096
 """9 MiB; beyond it the slow way commits first. A commit on its way may hold as many again."""
+CALLS_MAX = 4096
+"""More than can be taken and not committed: each is followed by a commit."""
 SYNC_STREAK = 8
 """Syncs in a row behind few changes each that make a pattern."""
 SYNC_CHANGES_MAX = 2
@@ -127,6 +131,8 @@ class Head(Reader):
         """The owner record names this node; else nobody, and the first change will make it."""
         self.audience: Audience | None = None
         """Nodes that follow it; None: nobody does."""
+        self.calls: OrderedDict[int, None] = OrderedDict()
+        """Numbers of forwarded calls that were taken last; the log knows all that are committed."""
         self.journal_forfeited = False
         """It could not be committed when the journal needed room: others' entries may overwrite its own."""
         self.error_no = 0
@@ -400,6 +406,23 @@ class Head(Reader):
         if not self.log.pending.first_sequence:
             self.log.pending.first_sequence = self.journal.sequence
         self._journal(0, 0, HOLE, 0)
+
+    def note_call(self, call: int) -> None:
+        """A change for which another node asked under this number is taken: the commit that holds it says so too.
+
+        In one stretch with the change; what that needed left room for this.
+        """
+        block_no, count = call >> 16, (call & 0xFFFF) + 1
+        self._note(block_no, count, CUT)
+        self.log.count_shared()
+        self._journal(block_no, count, CUT, this_start())
+        self.remember_call(call)
+
+    def remember_call(self, call: int) -> None:
+        """It is taken, and pending or committed."""
+        self.calls[call] = None
+        if len(self.calls) > CALLS_MAX:
+            self.calls.popitem(last=False)
 
     def shrink(self, size: int, *, unloaded: dict[int, int]) -> None:
         """A new, smaller size: rows beyond its vblock are gone, the caller has cleared the rest of that one.

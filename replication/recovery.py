@@ -260,7 +260,8 @@ class IndexBuilder:
         at = 0
         for block_no, count, first in record.runs():
             if first == CUT:
-                self._apply_cut(block_no)
+                if count == 1:
+                    self._apply_cut(block_no)
                 continue
             self._point(block_no, count, first)
             if first > PARENT:

@@ -2,7 +2,7 @@
 
 Each request finds the owner, asks it, and tries again when the owner has changed or is silent: it may have become this
 node, by a hand-over or because the other is dead; then the head here does it. A change keeps its number over all tries,
-so that an owner who had done it already does it only once.
+so that it is done once, whoever owned the vdisk when it was (replication/calls.py).
 """
 
 import itertools
@@ -14,6 +14,7 @@ import trio
 
 from metadata.errors import Fenced, NotOwner, Unavailable, VdiskfsError
 from metadata.ids import VdiskId
+from metadata.records import call_number
 from replication.cluster import SESSION_S, Links
 from replication.ownership import Owner
 
@@ -52,7 +53,7 @@ class Remote:
     ) -> None:
         self.vdisk, self._links, self._node = vdisk, links, node
         self._find, self._perform = find, perform
-        self._origin, self._numbers = secrets.token_hex(8), itertools.count(1)
+        self._origin, self._numbers = secrets.randbits(64), itertools.count(1)
         self.owner: Owner | None = None
         """Whom to ask; None: to be found."""
         self.fenced: VdiskfsError | None = None
@@ -106,7 +107,8 @@ class Remote:
             Fenced: see ``fenced``.
             VdiskfsError: what it failed with.
         """
-        named = {"vdisk": self.vdisk, "origin": self._origin, "number": next(self._numbers), **arguments}
+        call = call_number(self._origin, next(self._numbers))
+        named = {"vdisk": self.vdisk, "call": call, "since": self.version, "again": False, **arguments}
         failure: VdiskfsError = Unavailable(f"the owner does not answer vdisk={self.vdisk}")
         with trio.move_on_after(REQUEST_S):
             while True:
@@ -116,7 +118,7 @@ class Remote:
                 try:
                     return await self._try(owner, deed, named, data=data)
                 except (NotOwner, Fenced, Unavailable) as exc:
-                    failure = exc
+                    failure, named["again"] = exc, True
                 if self.owner is owner:  # nobody has found another one meanwhile
                     self.owner = None
                 await trio.sleep(RETRY_S)

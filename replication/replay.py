@@ -10,6 +10,7 @@ import functools
 import logging
 from array import array
 
+from metadata.boot_clock import this_start
 from metadata.errors import VdiskfsError
 from metadata.ids import CUT, PARENT
 from metadata.index import VdiskState
@@ -62,7 +63,11 @@ async def _apply(head: Head, entry: JournalEntry, checksums: "array[int]") -> No
     pending = head.log.pending
     if not pending.first_sequence:
         pending.first_sequence = entry.sequence
-    if entry.place == CUT:
+    if entry.place == CUT and entry.block_count > 1:
+        if entry.digest == this_start():  # else a power cut may have taken what it stands for
+            pending.note(entry.block_no, entry.block_count, CUT)
+            head.remember_call(entry.block_no << 16 | entry.block_count - 1)
+    elif entry.place == CUT:
         lost = await head.workspace.wait_for(
             lambda: head.index.own_block_counts(head.vdisk, entry.block_no >> 8, rollbacks=head.rollbacks)
         )

@@ -401,7 +401,9 @@ class Transfers:
         readers = 0
         for number in own.files.serving(head):
             if own.files.by_number[number].writer:
-                own.files.served[number] = self.remote(VdiskId(vdisk))
+                remote = self.remote(VdiskId(vdisk))
+                remote.note_facts(facts_of(head))
+                own.files.served[number] = remote
             else:
                 own.files.served[number] = view
                 readers += 1
