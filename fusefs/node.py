@@ -57,7 +57,8 @@ from metadata.namespace_plans import Attributes, plan_setattr
 from replication.collection_schedule import CollectionSchedule, LoopUse
 from replication.collector import Collector
 from replication.journal import Journal
-from replication.pool_directory import CATALOG_NAME, OPEN_FILES_MAX, open_pool
+from replication.pool import OPEN_FILES_MAX
+from replication.pool_directory import CATALOG_NAME, open_pool
 from replication.vdisks import StartOver, Vdisks
 from replication.workspace import Workspace
 

@@ -13,22 +13,22 @@ import pathlib
 from fusefs.settings import NodeSettings
 from metadata.catalog_sqlite import check_sqlite_catalog
 from metadata.errors import InvalidRequest, NoSpace, Unavailable
-from replication.pool_directory import CATALOG_NAME, DirectoryPool, open_pool, write_durably
+from replication.pool import Pool
+from replication.pool_directory import CATALOG_NAME, open_pool, write_durably
 
 STATE_FORMAT = 1
 _FILE_BYTES_MAX = 4096
 
 
-def check_pool(pool: DirectoryPool) -> None:
+def check_pool(pool: Pool) -> None:
     """
     Raises:
         InvalidRequest: it cannot be written.
     """
-    if not os.access(pool.path, os.W_OK) or os.statvfs(pool.path).f_flag & os.ST_RDONLY:
-        raise InvalidRequest(f"the pool is read-only: make it writable for this user first path={pool.path}")
+    pool.check_writable()
 
 
-def check_state(state: str, pool: DirectoryPool) -> None:
+def check_state(state: str, pool: Pool) -> None:
     """A state directory is of one pool: another's index and journal would mean nothing here. Marks a new one.
 
     Raises:

@@ -17,7 +17,7 @@ from metadata.units import BLOCK_BYTES
 from replication.commit import flush
 from replication.mapping import group_name
 from replication.ownership import read_facts
-from replication.pool_directory import DirectoryPool
+from replication.pool import Pool
 from replication.recovery import Lineage, LogReader, recover
 from replication.scrub import guarded
 from replication.vdisks import Vdisks
@@ -94,7 +94,7 @@ class _Seen:
 
 
 def _compare(
-    pool: DirectoryPool, lineage: Lineage, versions: Sequence[_Seen], *, indexes: tuple[Index, Index]
+    pool: Pool, lineage: Lineage, versions: Sequence[_Seen], *, indexes: tuple[Index, Index]
 ) -> list[str]:
     """Thread: problems found in one vdisk while no commit of it runs."""
     (mine, scratch), vdisk = indexes, lineage.vdisk
@@ -165,7 +165,7 @@ def _stored(index: Index, vdisk: int) -> Iterator[tuple[int, _Stored]]:
         yield from rows
 
 
-def _is_moved(pool: DirectoryPool, vdisk: int, row: "array[int]", *, to: "array[int]") -> bool:
+def _is_moved(pool: Pool, vdisk: int, row: "array[int]", *, to: "array[int]") -> bool:
     """Thread: whether two rows differ only where compaction has moved a block since the last checkpoint."""
     with LogReader(pool, vdisk) as reader:
         for old, new in zip(row, to, strict=True):

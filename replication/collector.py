@@ -26,7 +26,8 @@ from replication.log_floor import seal, settle
 from replication.marking import mark, mark_stored
 from replication.ownership import read_facts
 from replication.pacing import Pace
-from replication.pool_directory import CHECKPOINT_PART, DirectoryPool
+from replication.pool import Pool
+from replication.pool_directory import CHECKPOINT_PART
 from replication.vdisks import Vdisks
 
 log = logging.getLogger(__name__)
@@ -352,6 +353,6 @@ class _Collection:
         await self._pace.run(forget)
 
 
-def _occupied(pool: DirectoryPool, vdisk: int) -> dict[int, int]:
+def _occupied(pool: Pool, vdisk: int) -> dict[int, int]:
     """Thread: bytes on the pool's disk by group."""
     return {group: pool.group_bytes(vdisk, group) for group in pool.groups(vdisk)}

@@ -30,12 +30,12 @@ from metadata.ids import (
 from metadata.rows import decode_row, encode_row, stored_places
 from metadata.units import BLOCK_BYTES, GROUP_BLOCKS, SEGMENT_BLOCKS
 from replication.commit import start_running
-from replication.groups import block_checksums
+from replication.groups import block_checksums, read_checksums
 from replication.head import Head
 from replication.marking import ROWS_AT_ONCE, StoredRows
 from replication.ownership import read_facts
 from replication.pacing import Pace
-from replication.pool_directory import GroupFile
+from replication.pool import GroupFile
 
 log = logging.getLogger(__name__)
 
@@ -202,19 +202,20 @@ class Compaction:
     def _fill(self, view: memoryview, place: int) -> set[int]:
         """Thread: fills the view with consecutive blocks; returns which of them are not what was written."""
         count, position = len(view) // BLOCK_BYTES, place & POSITION_MASK
-        try:
-            file = self._source(place >> POSITION_BITS)
-            got = file.read(view, position) // BLOCK_BYTES
-        except (NotFound, Unavailable):
-            return set(range(count))
         wanted: list[int] = []
         while len(wanted) < count:
             at = place + len(wanted)
             wanted += self._segment(at >> 8)[at & 255 : (at & 255) + count - len(wanted)]
-        found = block_checksums(view[: got * BLOCK_BYTES], file.seed + position).tolist()
-        if found == wanted:
+        try:
+            file = self._source(place >> POSITION_BITS)
+            found = read_checksums(file, view, position)
+            if found.tolist() != wanted and file.renew(position, count):
+                found = read_checksums(file, view, position)
+        except (NotFound, Unavailable):
+            return set(range(count))
+        if found.tolist() == wanted:
             return set()
-        return {at for at in range(count) if at >= got or found[at] != wanted[at]}
+        return {at for at in range(count) if at >= len(found) or found[at] != wanted[at]}
 
     def _segment(self, key: int) -> list[int]:
         """Thread: the checksums of a segment; -1 where none are known."""

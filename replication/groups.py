@@ -16,7 +16,7 @@ from metadata.ids import POSITION_MASK, epoch_of, number_of
 from metadata.index import Index, Nowait
 from metadata.units import BLOCK_BYTES, SEGMENT_BLOCKS
 from replication.caches import FifoCache
-from replication.pool_directory import DirectoryPool, GroupFile
+from replication.pool import GroupFile, Pool
 
 _hash = xxh3_64_intdigest
 
@@ -42,13 +42,19 @@ def block_checksums(view: memoryview, seed: int) -> "array[int]":
     return array("I", [found & 0xFFFFFFFF for found in map(_hash, blocks, range(seed, seed + len(blocks)))])
 
 
+def read_checksums(file: GroupFile, view: memoryview, position: int) -> "array[int]":
+    """Thread: fills ``view``, a cache may answer, and returns the checksums of the blocks there are."""
+    got = file.read_cached(view, position)
+    return block_checksums(view[: got // BLOCK_BYTES * BLOCK_BYTES], file.seed + position)
+
+
 class GroupSet:
     """The groups of one vdisk on this node, shared by its head and by clones that read through it.
 
     ``segments`` maps place >> 8 to 256 checksums; entries named in one of ``pinned`` are not in the index yet.
     """
 
-    def __init__(self, vdisk: int, pool: DirectoryPool, *, index: Index, cache: FifoCache) -> None:
+    def __init__(self, vdisk: int, pool: Pool, *, index: Index, cache: FifoCache) -> None:
         self.vdisk, self.pool, self.index, self._cache = vdisk, pool, index, cache
         self.files: dict[int, GroupFile] = {}
         self.segments: dict[int, array[int]] = {}
@@ -158,8 +164,9 @@ class GroupSet:
             Unavailable: the pool does not answer.
         """
         file, position = self.files[place >> 16], place & POSITION_MASK
-        got = file.read(view, position)
-        found = block_checksums(view[: got // BLOCK_BYTES * BLOCK_BYTES], file.seed + position)
+        found = read_checksums(file, view, position)
+        if found != expected and file.renew(position, len(expected)):
+            found = read_checksums(file, view, position)
         for at, want in enumerate(expected):
             if at >= len(found) or found[at] != want:
                 what = "is missing" if at >= len(found) else "fails its checksum"

@@ -15,7 +15,7 @@ from metadata.ids import HOLE, PARENT, POSITION_MASK
 from metadata.rows import runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
 from replication.groups import GroupSet, Missing
-from replication.pool_directory import GroupFile
+from replication.pool import GroupFile
 from replication.reader import REQUEST_BYTES_MAX, Reader
 
 _LOAD_TRIES = 50
@@ -173,7 +173,7 @@ def _read_away(lying: list[tuple[GroupFile, int, int]]) -> None:
             file.read_ahead(position, blocks)
     buffer = memoryview(bytearray(max((blocks for _, _, blocks in lying), default=0) * BLOCK_BYTES))
     for file, position, blocks in lying:
-        file.read(buffer[: blocks * BLOCK_BYTES], position)
+        file.read_cached(buffer[: blocks * BLOCK_BYTES], position)
 
 
 async def read_plan(head: Reader, plan: list[Run], length: int) -> memoryview:

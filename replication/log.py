@@ -29,7 +29,7 @@ from metadata.records import (
 )
 from metadata.units import BLOCK_BYTES, GROUP_BLOCKS
 from replication.groups import GroupSet, block_checksums
-from replication.pool_directory import DirectoryPool, GroupFile
+from replication.pool import GroupFile, Pool
 
 STEP_BLOCKS_MIN = 64
 STEP_BLOCKS_MAX = 4096
@@ -156,7 +156,7 @@ class OwnerLog:
 
     def __init__(self, groups: GroupSet, *, epoch: int) -> None:
         self.groups, self.epoch = groups, epoch
-        self.pool: DirectoryPool = groups.pool
+        self.pool: Pool = groups.pool
         self.file: GroupFile | None = None
         self.tail = 0
         """Position of the next append."""
@@ -280,6 +280,8 @@ class OwnerLog:
         group, tail = self._resume_at
         last = max(self.pool.log_groups(self.groups.vdisk), default=0)
         if group != last or epoch_of(group) != self.epoch or tail >= GROUP_BLOCKS:
+            return None, 0
+        if not self.pool.may_go_on(self.groups.vdisk, group, tail):
             return None, 0
         file = self.groups.file(group)
         file.ensure_open()

@@ -21,7 +21,7 @@ from replication.checkpoint import checkpoint
 from replication.commit import flush, start_running
 from replication.head import Head
 from replication.ownership import Floor, read_facts, set_floor
-from replication.pool_directory import GroupFile
+from replication.pool import GroupFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,9 @@
     POOL/vdisks/SH/VDISK/VERSION.checkpoint          the vdisk's index at a version: an SST file, and 16 bytes:
                                                      "VDFSCKP1", xxh3-64 of the SST file, seeded with its name
 
-SH is the vdisk id's low byte, VDISK its 16 hex digits. The pool closes the group files used longest ago: a
-``GroupFile`` outlives its descriptor, ``read_nowait`` then says no, and ``ensure_open`` heals it.
+SH is the vdisk id's low byte, VDISK its 16 hex digits.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -21,10 +19,8 @@ import re
 import secrets
 import shutil
 import struct
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
@@ -38,19 +34,15 @@ from metadata.errors import (
     NoSpace,
     NotFound,
     NotOwner,
-    Unavailable,
-    VdiskfsError,
 )
-from metadata.ids import GroupId, epoch_of, group_id, is_compacted, number_of
+from metadata.ids import GroupId, epoch_of, group_id, number_of
 from metadata.namespace_plans import plan_root
 from metadata.records import group_seed
-from metadata.units import BLOCK_BYTES, TRASH_S_DEFAULT
+from metadata.units import TRASH_S_DEFAULT
+from replication.pool import GroupFile, Pool, pool_error
 
 FORMAT = 1
 CATALOG_NAME = "catalog.sqlite"
-OPEN_FILES_MAX = 1024
-"""Group files kept open; the daemon raises its descriptor limit to suit (fusefs/node.py)."""
-
 _GROUP_NAME = re.compile(r"([0-9a-f]{6})-([0-9a-f]{7})\.group")
 _CHECKPOINT_NAME = re.compile(r"([0-9a-f]{16})\.checkpoint")
 _CHECKPOINT_END = struct.Struct("<8sQ")
@@ -62,146 +54,14 @@ SPARE_BYTES = 128 << 20
 """Kept free for what collection moves: two groups; and besides that"""
 CHECKPOINT_PART = 128
 """of the disk for a checkpoint of all that the pool can hold, twice over."""
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NO_PREALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-def pool_error(exc: OSError, what: str) -> VdiskfsError:
-    """Our error for an operating system's, with what was being done."""
-    if exc.errno in _NO_SPACE:
-        return NoSpace(f"the pool is full: {what}")
-    return Unavailable(f"the pool does not answer: {what}: {exc.strerror}")
-
-
-class GroupFile:
-    """One extent group's file. ``position`` counts blocks; lengths are whole blocks."""
-
-    __slots__ = ("_opening", "allocated_blocks", "base", "busy", "fd", "group", "path", "seed", "vdisk")
-
-    def __init__(self, path: str, *, vdisk: int, group: int, seed: int) -> None:
-        self.path, self.vdisk, self.group, self.seed = path, vdisk, group, seed
-        self.base = group << 16
-        """The place of the group's first block."""
-        self.fd = -1
-        self.allocated_blocks = 0
-        self.busy = 0
-        """Threads that use the descriptor now; it is not closed meanwhile."""
-        self._opening = threading.Lock()
-
-    def ensure_open(self) -> None:
-        """Opens the file if it is not. Any thread; the pool counts it open when it is released.
-
-        Raises:
-            NotFound: there is no such group file.
-            Unavailable: the pool does not answer.
-        """
-        if self.fd >= 0:
-            return
-        try:
-            with self._opening:  # several reads may want it at once: none may open it over the other's head
-                if self.fd < 0:
-                    self.allocated_blocks = os.stat(self.path).st_size // BLOCK_BYTES
-                    self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError as exc:
-            missing = f"an extent group is missing from the pool file={self.path}"
-            raise NotFound(missing, number=errno.EIO) from exc  # no name that a guest has asked for
-        except OSError as exc:
-            raise pool_error(exc, f"opening {self.path}") from exc
-
-    def close(self) -> None:
-        """Gives the descriptor back; not while busy."""
-        assert not self.busy
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def read_nowait(self, view: memoryview, position: int) -> bool:
-        """Fills ``view`` if that needs no disk."""
-        try:
-            return os.preadv(self.fd, (view,), position << 12, os.RWF_NOWAIT) == len(view)
-        except OSError:  # would wait, closed meanwhile, or a real error that the slow way will tell
-            return False
-
-    def read(self, view: memoryview, position: int) -> int:
-        """Fills ``view`` as far as the file goes, waiting for the disk; returns bytes read."""
-        done = 0
-        try:
-            while done < len(view):
-                got = os.preadv(self.fd, (view[done:],), (position << 12) + done)
-                if not got:
-                    break
-                done += got
-        except OSError as exc:
-            raise pool_error(exc, f"reading {self.path}") from exc
-        return done
-
-    def read_ahead(self, position: int, count: int) -> None:
-        """Has the disk begin to read these blocks into the page cache, and does not wait: a ``read`` of them follows."""
-        with suppress(OSError):  # the read will tell
-            os.posix_fadvise(self.fd, position << 12, count << 12, os.POSIX_FADV_WILLNEED)
-
-    def write(self, data: bytes | bytearray | memoryview, position: int) -> None:
-        """Writes behind what is there; the page cache takes it, ``sync`` makes it durable."""
-        try:
-            written = os.pwrite(self.fd, data, position << 12)
-            while written < len(data):
-                written += os.pwrite(self.fd, memoryview(data)[written:], (position << 12) + written)
-        except OSError as exc:
-            raise pool_error(exc, f"writing {self.path}") from exc
-
-    def write_many(self, blocks: Sequence[memoryview], position: int) -> None:
-        """Writes pieces behind each other, as ``write`` does one."""
-        try:
-            written = os.pwritev(self.fd, blocks, position << 12)
-        except OSError as exc:
-            raise pool_error(exc, f"writing {self.path}") from exc
-        if written < sum(map(len, blocks)):
-            self.write(b"".join(blocks), position)
-
-    def sync(self) -> None:
-        """Returns when all that was written is durable."""
-        try:
-            os.fdatasync(self.fd)
-        except OSError as exc:
-            raise pool_error(exc, f"syncing {self.path}") from exc
-
-    def preallocate(self, end: int, *, written: bool = False) -> None:
-        """Reserves blocks up to ``end``.
-
-        Args:
-            end: position.
-            written: fill with zeros, so that a later sync need not change the file's own metadata.
-        """
-        start = self.allocated_blocks
-        if end <= start:
-            return
-        try:
-            os.posix_fallocate(self.fd, start * BLOCK_BYTES, (end - start) * BLOCK_BYTES)
-        except OSError as exc:
-            if exc.errno not in _NO_PREALLOCATION:
-                raise pool_error(exc, f"growing {self.path}") from exc
-        if written:
-            for position in range(start, end, len(_ZEROS) // BLOCK_BYTES):
-                self.write(_ZEROS[: (end - position) * BLOCK_BYTES], position)
-            self.sync()
-        self.allocated_blocks = end
-
-    def trim(self, end: int) -> None:
-        """Gives back what is preallocated behind ``end``, and whatever lies there."""
-        try:
-            os.ftruncate(self.fd, end * BLOCK_BYTES)
-        except OSError as exc:
-            raise pool_error(exc, f"trimming {self.path}") from exc
-        self.allocated_blocks = end
-
-
-class DirectoryPool:
+class DirectoryPool(Pool):
     """An opened pool directory; one to a daemon."""
 
     def __init__(self, path: str, *, pool_id: str, salt: int) -> None:
-        self.path, self.pool_id, self.salt = path, pool_id, salt
-        self._open: OrderedDict[GroupFile, None] = OrderedDict()
-        """Those used longest ago first. A group may have several, one for each ``GroupSet``."""
+        super().__init__(path, pool_id=pool_id, salt=salt)
+        self.path = path
         self._lock_fds: list[int] = []
 
     def lock(self, node: str) -> None:
@@ -234,12 +94,19 @@ class DirectoryPool:
 
     def close(self) -> None:
         """Closes every file and gives the claim back."""
-        for file in self._open:
-            file.close()
-        self._open.clear()
+        super().close()
         for lock_fd in self._lock_fds:
             os.close(lock_fd)
         self._lock_fds.clear()
+
+    def check_writable(self) -> None:
+        """
+        Raises:
+            InvalidRequest: it cannot be written.
+        """
+        if not os.access(self.path, os.W_OK) or os.statvfs(self.path).f_flag & os.ST_RDONLY:
+            text = "the pool is read-only: make it writable for this user first"
+            raise InvalidRequest(f"{text} path={self.path}")
 
     def vdisk_path(self, vdisk: int) -> str:
         """The directory of a vdisk's groups."""
@@ -252,10 +119,6 @@ class DirectoryPool:
     def checkpoint_path(self, vdisk: int, version: int) -> str:
         """The file of a checkpoint."""
         return os.path.join(self.vdisk_path(vdisk), f"{version:016x}.checkpoint")
-
-    def log_groups(self, vdisk: int) -> list[GroupId]:
-        """Those of the vdisk's groups that its log wrote, in its order."""
-        return [group for group in self.groups(vdisk) if not is_compacted(group)]
 
     def groups(self, vdisk: int) -> list[GroupId]:
         """All of the vdisk's groups, sorted."""
@@ -313,46 +176,6 @@ class DirectoryPool:
         except OSError as exc:
             raise pool_error(exc, f"creating {file.path}") from exc
         return file
-
-    def note_open(self, file: GroupFile) -> None:
-        """Counts an opened file and closes those beyond the limit. Only on the event loop."""
-        self._open[file] = None
-        self._open.move_to_end(file)
-        while len(self._open) > OPEN_FILES_MAX:
-            idle = next((other for other in self._open if not other.busy and other is not file), None)
-            if idle is None:
-                return
-            self._close(idle)
-
-    def hold(self, files: Iterable[GroupFile]) -> None:
-        """Keeps files open, or closed, for a thread that will use them. Only on the event loop."""
-        for file in files:
-            file.busy += 1
-
-    def release(self, files: Iterable[GroupFile]) -> None:
-        """Undoes ``hold``; counts those open that the thread opened."""
-        for file in files:
-            file.busy -= 1
-            if file.fd >= 0:
-                self.note_open(file)
-
-    def forget_open(self, vdisk: int) -> None:
-        """Closes a vdisk's files, those in use by a thread excepted."""
-        for file in [file for file in self._open if file.vdisk == vdisk and not file.busy]:
-            self._close(file)
-
-    def forget_group(self, vdisk: int, group: int) -> bool:
-        """Closes every file of a group; False if a thread uses one."""
-        files = [file for file in self._open if file.group == group and file.vdisk == vdisk]
-        if any(file.busy for file in files):
-            return False
-        for file in files:
-            self._close(file)
-        return True
-
-    def _close(self, file: GroupFile) -> None:
-        del self._open[file]
-        file.close()
 
     def remove_group(self, vdisk: int, group: int) -> None:
         """Deletes an extent group."""

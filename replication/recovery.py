@@ -30,7 +30,7 @@ from metadata.units import BLOCK_BYTES, SEGMENT_BLOCKS, VBLOCK_BLOCKS
 from replication.ancestry import absent_row
 from replication.groups import block_checksums
 from replication.ownership import NO_FLOOR, Floor
-from replication.pool_directory import DirectoryPool, GroupFile
+from replication.pool import GroupFile, Pool
 
 _SCAN_BYTES = 1 << 20
 _VERIFY_BLOCKS = 256
@@ -54,7 +54,7 @@ class Tail:
 class LogReader:
     """Reads one vdisk's log; opens each group at most once and closes them at the end."""
 
-    def __init__(self, pool: DirectoryPool, vdisk: int) -> None:
+    def __init__(self, pool: Pool, vdisk: int) -> None:
         self.pool, self.vdisk = pool, vdisk
         self._files: dict[int, GroupFile] = {}
         self.last_version = 0
@@ -367,7 +367,7 @@ class Recovered:
 
 
 def recover(
-    pool: DirectoryPool,
+    pool: Pool,
     index: Index,
     lineage: Lineage,
     *,
@@ -385,7 +385,7 @@ def recover(
 
 
 def go_on(
-    pool: DirectoryPool,
+    pool: Pool,
     index: Index,
     lineage: Lineage,
     *,
@@ -422,7 +422,7 @@ def go_on(
 
 
 def catch_up(
-    pool: DirectoryPool, index: Index, lineage: Lineage, *, record: tuple[int, int], may_rebuild: bool
+    pool: Pool, index: Index, lineage: Lineage, *, record: tuple[int, int], may_rebuild: bool
 ) -> Recovered | None:
     """Brings the index to the commit whose record its owner names by place and checksum; None as in ``go_on``.
 
@@ -514,7 +514,7 @@ def _starting_point(
     return lineage.beginning(), links
 
 
-def _take_in(pool: DirectoryPool, index: Index, vdisk: int, *, version: int) -> VdiskState | None:
+def _take_in(pool: Pool, index: Index, vdisk: int, *, version: int) -> VdiskState | None:
     """A checkpoint instead of what the index has of the vdisk."""
     path = f"{index.path}.{vdisk:x}.checkpoint"
     try:

@@ -15,7 +15,7 @@ from metadata.liveness import Visibility
 from metadata.rows import decode_row, runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS, VBLOCK_BYTES
 from replication.commit import flush
-from replication.groups import block_checksums
+from replication.groups import read_checksums
 from replication.head import Head
 from replication.head_read import Run, fetch_missing, first_mapped, load_rows, plan_runs
 from replication.mapping import group_name
@@ -128,8 +128,10 @@ async def _scrub_run(head: Head, run: Run) -> list[Finding]:
     def read() -> "array[int]":
         view = memoryview(bytearray(run.count * BLOCK_BYTES))
         file.ensure_open()
-        got = file.read(view, position) // BLOCK_BYTES * BLOCK_BYTES
-        return block_checksums(view[:got], file.seed + position)
+        found = read_checksums(file, view, position)
+        if found != expected and file.renew(position, run.count):
+            found = read_checksums(file, view, position)
+        return found
 
     groups.pool.hold((file,))
     try:

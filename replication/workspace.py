@@ -13,7 +13,7 @@ from replication.disk_threads import DiskThreads
 from replication.fence import Fence
 from replication.journal import Journal
 from replication.moves import Moves
-from replication.pool_directory import DirectoryPool
+from replication.pool import Pool
 
 ROWS_MAX = 12288
 """Decoded rows in memory, 2.3 KiB each: 28 MiB, the map of 12 GiB."""
@@ -46,7 +46,7 @@ class Loaded(Protocol):
 class Workspace:
     """Built once by the daemon; everything in it lives as long as the daemon."""
 
-    pool: DirectoryPool
+    pool: Pool
     index: Index
     journal: Journal
     catalog: Catalog

@@ -22,7 +22,7 @@ def format_pool(arguments: argparse.Namespace) -> int:
     from replication import pool_directory
 
     pool = pool_directory.format_pool(arguments.pool, trash_s=arguments.trash)
-    sys.stdout.write(f"formatted {pool.path}, pool {pool.pool_id}\n")
+    sys.stdout.write(f"formatted {pool.url}, pool {pool.pool_id}\n")
     return 0
 
 

@@ -18,7 +18,8 @@ from metadata.records import group_seed
 from replication import head_write, pool_directory
 from replication.commit import begin_nowait
 from replication.head import Head
-from replication.pool_directory import DirectoryPool, GroupFile
+from replication.pool import GroupFile
+from replication.pool_directory import DirectoryPool
 from replication.snapshots import Snapshots
 from replication.vdisks import Vdisks
 from tests.replication import rig

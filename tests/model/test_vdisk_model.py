@@ -17,7 +17,7 @@ from replication import (
     head_write,
     housekeeping,
     log,
-    pool_directory,
+    pool,
 )
 from tests.model.vdisk_walk import Walk
 from tests.replication.rig import expect_errors, run
@@ -30,7 +30,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a short walk meets all the time."""
     monkeypatch.setattr(log, "GROUP_BLOCKS", 400)
     monkeypatch.setattr(log, "STEP_BLOCKS_MAX", 128)
-    monkeypatch.setattr(pool_directory, "OPEN_FILES_MAX", 3)
+    monkeypatch.setattr(pool, "OPEN_FILES_MAX", 3)
     monkeypatch.setattr(compaction, "GROUP_BLOCKS", 400)
     monkeypatch.setattr(compaction, "MOVE_BLOCKS", 50)
     monkeypatch.setattr(compaction, "REPOINT_VBLOCKS", 1)

@@ -14,7 +14,8 @@ from metadata.errors import Unavailable
 from metadata.index import Index, IndexBatch
 from metadata.records import group_seed
 from replication import pool_directory
-from replication.pool_directory import DirectoryPool, GroupFile, pool_error
+from replication.pool import GroupFile, pool_error
+from replication.pool_directory import DirectoryPool
 from tests.replication.rig import Rig
 
 HELD_S = 30

@@ -51,7 +51,7 @@ def test_many_reads_at_once_of_a_cold_vdisk_get_their_bytes_and_lose_no_descript
 def test_reads_and_writes_go_on_when_every_use_closes_another_s_file(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("replication.pool_directory.OPEN_FILES_MAX", 2)
+    monkeypatch.setattr("replication.pool.OPEN_FILES_MAX", 2)
     monkeypatch.setattr("replication.log.GROUP_BLOCKS", 300)
 
     async def main() -> None:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+import replication.pool
 from metadata.errors import Corrupt, Exists, InvalidRequest, NoSpace, NotFound, NotOwner, Unavailable
 from metadata.ids import group_id
-from replication import pool_directory
-from replication.pool_directory import DirectoryPool, GroupFile, format_pool, open_pool, pool_error
+from replication.pool import GroupFile, pool_error
+from replication.pool_directory import DirectoryPool, format_pool, open_pool
 from tests.replication.rig import B, block, blocks, open_descriptors
 
 VDISK = 0x1234
@@ -189,7 +190,7 @@ class TestGroupFiles:
     def test_the_files_used_longest_ago_are_closed_beyond_the_limit(
         self, pool: DirectoryPool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pool_directory, "OPEN_FILES_MAX", 3)
+        monkeypatch.setattr(replication.pool, "OPEN_FILES_MAX", 3)
         files = [group_with(pool, n, group=group_id(1, n)) for n in range(3)]
         pool.note_open(files[0])
         files.append(group_with(pool, 3, group=group_id(1, 3)))
@@ -203,7 +204,7 @@ class TestGroupFiles:
     def test_a_file_that_a_thread_uses_stays_open_and_one_that_it_opened_is_counted(
         self, pool: DirectoryPool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pool_directory, "OPEN_FILES_MAX", 1)
+        monkeypatch.setattr(replication.pool, "OPEN_FILES_MAX", 1)
         held, other = group_with(pool, 0), pool.file(VDISK, GROUP)
         pool.hold([held, other])
         other.ensure_open()
