@@ -184,6 +184,23 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
 
 
+def lease_end_ns(path: str | os.PathLike[str], key: bytes) -> int:
+    """When the lease of a key ends that nobody keeps alive any more, since the machine was started; for measurements.
+
+    Raises:
+        NotFound: the key is not there, or under no lease.
+    """
+    db = sqlite3.connect(path)
+    try:
+        question = "SELECT ends_ns FROM lease JOIN row ON row.lease = lease.id WHERE row.key = ?"
+        found = db.execute(question, (key,)).fetchone()
+    finally:
+        db.close()
+    if found is None:
+        raise NotFound(f"nothing under a lease key={key!r}")
+    return int(found[0])
+
+
 def _end_leases_of_other_boots(db: sqlite3.Connection, boot: int) -> None:
     if db.execute("SELECT 1 FROM meta WHERE name = 'boot' AND value = ?", (boot,)).fetchone():
         return

@@ -26,6 +26,7 @@ from tools.bench_footprint import measure_footprint
 from tools.bench_history import measure_history
 from tools.bench_interrupts import signals_interrupt, uninterrupted
 from tools.bench_machine import check_fuse, check_programs, check_scratch, describe_machine
+from tools.bench_node_rows import measure_node_row
 from tools.bench_pauses import measure_pauses
 from tools.bench_report import (
     RowResult,
@@ -202,6 +203,8 @@ def _measure_alone(row: Row, contenders: dict[str, Factory], *, plan: Plan, fold
             return measure_collection(row, ours, plan=plan, progress=_show_progress)
         if row.stage is Stage.PAUSES:
             return measure_pauses(row, ours, plan=plan, progress=_show_progress)
+        if row.stage is Stage.NODES:
+            return measure_node_row(row, ours, plan=plan, progress=_show_progress)
         if row.stage not in HISTORY_STAGES | CHAIN_STAGES:
             return measure_footprint(row, ours, plan=plan, progress=_show_progress)
         compared = None

@@ -7,6 +7,7 @@ folder itself is the caller's to remove.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -163,10 +164,17 @@ class QemuExport:
 class Vdiskfs:
     """vdiskfs as a user runs it: every step goes through the command line."""
 
-    def __init__(self, folder: Path) -> None:
-        self.pool = folder / "pool"
+    def __init__(self, folder: Path, *, pool: Path | None = None, node: str | None = None) -> None:
+        """
+        Args:
+            folder: for everything of this node's.
+            pool: another node's, which has formatted it.
+            node: its name, if it is to have another than this machine's.
+        """
+        self.pool = pool or folder / "pool"
         self.mountpoint = folder / "mnt"
         self.state = folder / "state"
+        self._options = () if node is None else ("--node", node)
         self._pids: set[int] = set()
 
     def start(self) -> None:
@@ -179,8 +187,25 @@ class Vdiskfs:
     def mount(self) -> None:
         """Mount the pool; it was formatted before."""
         with uninterrupted():
-            self._run("mount", str(self.pool), str(self.mountpoint), "--state", str(self.state))
+            self._run(
+                "mount", str(self.pool), str(self.mountpoint), "--state", str(self.state), *self._options
+            )
         self._pids = {int(self.status()["keeper_pid"])}
+
+    def join(self) -> None:
+        """Mount another node's pool, with a new state directory."""
+        for directory in (self.mountpoint, self.state):
+            directory.mkdir(parents=True)
+        self.mount()
+
+    def kill(self) -> None:
+        """End keeper and daemon as the loss of the machine would, and take the dead mount away."""
+        pids = {int(self.status()["keeper_pid"]), int(self.status()["pid"])}
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                os.kill(pid, number)
+        detach_mount(self.mountpoint)
+        self._pids = set()
 
     def unmount(self) -> None:
         """Everything flushed, processes gone when it returns."""

@@ -31,6 +31,8 @@ class Job:
     direct: bool = True
     fdatasync_each: bool = False
     fsync_at_end: bool = False
+    opens_for_writing: bool = False
+    """A reading job, as one that might write."""
 
     @property
     def reads(self) -> bool:
@@ -86,7 +88,7 @@ def plan_arguments(job: Job, paths: Sequence[Path], *, amount: Amount, seed: int
         "--fallocate=none",
         "--invalidate=0",
         f"--randseed={seed}",
-        f"--rw={job.rw}",
+        f"--rw={'randrw' if job.opens_for_writing else job.rw}",
         f"--bs={job.block_bytes}",
         f"--iodepth={job.depth}",
         f"--direct={int(job.direct)}",
@@ -101,6 +103,8 @@ def plan_arguments(job: Job, paths: Sequence[Path], *, amount: Amount, seed: int
         arguments.append(f"--number_ios={amount.operations}")
     if amount.written_bytes is not None:
         arguments += [f"--io_size={amount.written_bytes}", "--norandommap=1"]
+    if job.opens_for_writing:
+        arguments.append("--rwmixread=100")
     if job.fdatasync_each:
         arguments.append("--fdatasync=1")
     if job.fsync_at_end:

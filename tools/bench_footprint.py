@@ -87,7 +87,7 @@ def _measure_index(result: RowResult, ours: Vdiskfs, *, plan: Plan, progress: Pr
 def _measure_mount(result: RowResult, ours: Vdiskfs, *, plan: Plan, progress: Progress) -> None:
     """From the start of ``vdiskfs mount`` to the end of the first ``ls -l``, nothing cached."""
     progress(f"{result.row.name}: making {plan.mount_vdisks} vdisks")
-    _make_vdisks(ours.mountpoint, count=plan.mount_vdisks, total_bytes=plan.mount_bytes)
+    make_vdisks(ours.mountpoint, count=plan.mount_vdisks, total_bytes=plan.mount_bytes)
     mounting, listing = [], []
     cold = True
     for round_no in range(plan.rounds):
@@ -109,7 +109,7 @@ def _measure_mount(result: RowResult, ours: Vdiskfs, *, plan: Plan, progress: Pr
     )
 
 
-def _make_vdisks(folder: Path, *, count: int, total_bytes: int) -> None:
+def make_vdisks(folder: Path, *, count: int, total_bytes: int) -> None:
     """Sparse vdisks of equal size with one written block each, so that each has a log to be read.
 
     Several at a time, as each waits for the disk.

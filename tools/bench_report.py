@@ -9,7 +9,7 @@ from tools.bench_rows import OURS, Measure, Plan, Row, Target
 
 NAME_WIDTH = 32
 FIGURE_WIDTH = 10
-TARGET_WIDTH = 18
+TARGET_WIDTH = 20
 
 
 class Verdict(enum.Enum):

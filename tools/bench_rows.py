@@ -17,6 +17,8 @@ OURS = "vdiskfs"
 RAW = "raw"
 QCOW2 = "qcow2"
 QEMU_RAW = "qemu-raw"
+OWNER, LOCAL, FORWARDED = "owner", "local", "forwarded"
+"""What nodes are compared with, measured in the same rounds: no contenders of their own."""
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -54,6 +56,7 @@ class Stage(enum.Enum):
     CLONE_CHAIN = "reads through clones"
     COLLECTION = "collection"
     PAUSES = "pauses"
+    NODES = "several nodes"
 
 
 class Measure(enum.Enum):
@@ -67,6 +70,7 @@ class Measure(enum.Enum):
     SECONDS = "s"
     VERB_MS = "ms"
     SLOWER_PERCENT = "% less"
+    TIMES = "times"
 
 
 HISTORY_STAGES = frozenset({Stage.HISTORY, Stage.DIFF, Stage.TREE})
@@ -120,6 +124,7 @@ class Plan:
     mapped_bytes: int
     verb_rounds: int
     tree_nodes: int
+    flushes: int
     chain_bytes: int
     chain_depths: tuple[int, ...]
     shared_images: bool
@@ -137,6 +142,7 @@ FULL = Plan(
     mapped_bytes=64 * GIB,
     verb_rounds=15,
     tree_nodes=5000,
+    flushes=300,
     chain_bytes=256 * MIB,
     chain_depths=(1, 10, 100, 1000),
     shared_images=False,
@@ -154,13 +160,14 @@ QUICK = Plan(
     mapped_bytes=GIB,
     verb_rounds=2,
     tree_nodes=50,
+    flushes=20,
     chain_bytes=16 * MIB,
     chain_depths=(1, 5),
     shared_images=True,
 )
 
 _RANDOM_READ_1 = Job(rw="randread", block_bytes=4 * KIB, depth=1)
-_RANDOM_READ_16 = Job(rw="randread", block_bytes=4 * KIB, depth=16)
+RANDOM_READ_16 = Job(rw="randread", block_bytes=4 * KIB, depth=16)
 _SEQUENTIAL_READ = Job(rw="read", block_bytes=MIB, depth=4)
 _BUFFERED_READ = Job(rw="randread", block_bytes=4 * KIB, depth=1, direct=False)
 _RANDOM_WRITE_1 = Job(rw="randwrite", block_bytes=4 * KIB, depth=1)
@@ -168,6 +175,11 @@ RANDOM_WRITE_16 = Job(rw="randwrite", block_bytes=4 * KIB, depth=16)
 SEQUENTIAL_WRITE = Job(rw="write", block_bytes=MIB, depth=4)
 _BUFFERED_RANDOM_WRITE = Job(rw="randwrite", block_bytes=4 * KIB, depth=1, direct=False)
 _BUFFERED_SEQUENTIAL_WRITE = Job(rw="write", block_bytes=MIB, depth=1, direct=False)
+FORWARDED_READ_16 = dataclasses.replace(RANDOM_READ_16, opens_for_writing=True)
+FORWARDED_WRITES = {"qd1": _RANDOM_WRITE_1, "qd16": RANDOM_WRITE_16}
+LOCAL_WRITES = {
+    depth: dataclasses.replace(job, fdatasync_each=True) for depth, job in FORWARDED_WRITES.items()
+}
 
 
 def _read_rows(*, overwritten: bool) -> tuple[Row, ...]:
@@ -176,7 +188,7 @@ def _read_rows(*, overwritten: bool) -> tuple[Row, ...]:
     suffix = ", overwritten image" if overwritten else ""
     table = (
         ("randread-qd1", "4 KiB randread O_DIRECT QD1", Measure.IOPS, Target(1.0, QCOW2), _RANDOM_READ_1),
-        ("randread-qd16", "4 KiB randread O_DIRECT QD16", Measure.IOPS, Target(2.0, QCOW2), _RANDOM_READ_16),
+        ("randread-qd16", "4 KiB randread O_DIRECT QD16", Measure.IOPS, Target(2.0, QCOW2), RANDOM_READ_16),
         (
             "seqread-qd4",
             "1 MiB sequential read O_DIRECT QD4",
@@ -235,6 +247,55 @@ def _chain_rows() -> tuple[Row, ...]:
     )
 
 
+def _node_rows() -> tuple[Row, ...]:
+    """Several nodes, all on this machine."""
+    table = (
+        (
+            "peer-randread",
+            "4 KiB randread O_DIRECT QD16 on a peer, against the owner",
+            Measure.IOPS,
+            Target(0.95, OWNER),
+        ),
+        (
+            "local-reads",
+            "the same on a peer, against reads that ask the owner (opened for writing while the owner writes)",
+            Measure.IOPS,
+            Target(5.0, FORWARDED),
+        ),
+        (
+            "forwarded-write-qd1",
+            "4 KiB randwrite O_DIRECT QD1 forwarded to the owner, against write + fdatasync on the owner",
+            Measure.IOPS,
+            Target(0.5, LOCAL),
+        ),
+        ("forwarded-write-qd16", "the same at QD16", Measure.IOPS, Target(0.5, LOCAL)),
+        (
+            "fsync-visible-p50",
+            "fsync to visible on a peer, over a loopback round trip and an fdatasync, medians",
+            Measure.TIMES,
+            Target(2),
+        ),
+        ("fsync-visible-p99", "the same, 99th percentiles", Measure.TIMES, Target(5)),
+        ("flush-subscribers", "fsync with 16 subscribed nodes over one with 1", Measure.TIMES, Target(3)),
+        (
+            "flush-unfollowed",
+            "fsync of what nobody follows beside another node over one alone",
+            Measure.TIMES,
+            Target(1.1),
+        ),
+        (
+            "hand-over",
+            "open for writing of an idle vdisk that another node owns",
+            Measure.VERB_MS,
+            Target(50),
+        ),
+        ("takeover", "the same of a dead node's, from its lease's end", Measure.VERB_MS, Target(500)),
+        ("node-mount", "a second node's mount, 10,000 vdisks known, none used", Measure.SECONDS, Target(2.0)),
+        ("node-memory", "its daemon's resident memory", Measure.MEMORY_MIB, Target(150)),
+    )
+    return tuple(Row(name, title, Stage.NODES, measure, target) for name, title, measure, target in table)
+
+
 ROWS: tuple[Row, ...] = (
     *_read_rows(overwritten=False),
     Row(
@@ -243,7 +304,7 @@ ROWS: tuple[Row, ...] = (
         Stage.READ,
         Measure.CPU_US,
         Target(10),
-        _RANDOM_READ_16,
+        RANDOM_READ_16,
     ),
     *_read_rows(overwritten=True),
     Row(
@@ -385,6 +446,7 @@ ROWS: tuple[Row, ...] = (
         Measure.VERB_MS,
         Target(300),
     ),
+    *_node_rows(),
 )
 
 
@@ -432,6 +494,8 @@ def plan_row_bytes(row: Row, plan: Plan) -> int:
         return (2 + 2 * plan.rounds) * plan.image_bytes
     if row.stage is Stage.PAUSES:
         return 2 * plan.image_bytes
+    if row.stage is Stage.NODES:
+        return max(3 * plan.image_bytes, plan.mount_vdisks * VDISK_BYTES_MIN)
     if row.stage in HISTORY_STAGES:
         return plan.mapped_bytes // 128 + plan.tree_nodes * VDISK_BYTES_MIN
     assert row.job is not None
@@ -451,8 +515,12 @@ def plan_scratch_bytes(rows: tuple[Row, ...], plan: Plan, *, contender_count: in
     needed = 0
     for stage in plan_stages(rows, plan):
         # One image each, and one more for the pass that overwrites ours.
-        images = contender_count + any(row.overwritten for row in stage) if stage[0].job is not None else 0
-        needed = max(needed, images * plan.image_bytes + sum(plan_row_bytes(row, plan) for row in stage))
+        additions = [plan_row_bytes(row, plan) for row in stage]
+        if stage[0].job is None:  # each row by itself
+            needed = max(needed, *additions)
+            continue
+        images = contender_count + any(row.overwritten for row in stage)
+        needed = max(needed, images * plan.image_bytes + sum(additions))
     if needed > SCRATCH_BYTES_MAX:
         raise InvalidRequest(f"so many rounds would fill {needed >> 30} GiB; take fewer with --rounds")
     return needed + SCRATCH_RESERVE_BYTES

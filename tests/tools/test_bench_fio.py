@@ -1,5 +1,6 @@
 """fio's command line as planned, and its JSON as read."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ def test_a_timed_reading_job_goes_round_and_a_timed_writing_one_ends_with_its_sp
     assert "--runtime=1500ms" in writing
     assert "--time_based=1" in reading
     assert "--time_based=1" not in writing
+
+
+def test_a_reading_job_may_open_the_file_as_a_writing_one_does() -> None:
+    arguments = plan_arguments(
+        dataclasses.replace(READ, opens_for_writing=True), [DISK], amount=Amount(span_bytes=4096), seed=1
+    )
+    assert {"--rw=randrw", "--rwmixread=100"} <= set(arguments)
 
 
 def test_a_count_of_operations_is_passed_on() -> None:

@@ -5,17 +5,22 @@ import dataclasses
 import pytest
 
 from metadata.errors import InvalidRequest
+from tools.bench_node_rows import MEASURES
 from tools.bench_rows import (
     CHAIN_STAGES,
+    FORWARDED,
     FULL,
     GIB,
+    LOCAL,
     OURS,
+    OWNER,
     QCOW2,
     QUICK,
     RAW,
     ROWS,
     SCRATCH_BYTES_MAX,
     Measure,
+    Stage,
     Target,
     plan_scratch_bytes,
     plan_stages,
@@ -66,12 +71,24 @@ def test_the_targets_are_those_that_were_agreed() -> None:
         "diff": Target(1.0),
         "tree": Target(1.0),
         "gc-slows-down": Target(20),
+        "peer-randread": Target(0.95, OWNER),
+        "local-reads": Target(5.0, FORWARDED),
+        "forwarded-write-qd1": Target(0.5, LOCAL),
+        "forwarded-write-qd16": Target(0.5, LOCAL),
+        "fsync-visible-p50": Target(2),
+        "fsync-visible-p99": Target(5),
+        "flush-subscribers": Target(3),
+        "flush-unfollowed": Target(1.1),
+        "hand-over": Target(50),
+        "takeover": Target(500),
+        "node-mount": Target(2.0),
+        "node-memory": Target(150),
     } == TARGETS
 
 
 def test_everything_with_a_queue_or_a_cpu_figure_runs_a_job() -> None:
     throughput = {Measure.IOPS, Measure.MEGABYTES_PER_S, Measure.CPU_US}
-    on_images = [row for row in ROWS if row.stage not in CHAIN_STAGES]
+    on_images = [row for row in ROWS if row.stage not in CHAIN_STAGES | {Stage.NODES}]
     assert all((row.job is not None) == (row.measure in throughput) for row in on_images)
 
 
@@ -126,3 +143,7 @@ def test_more_rounds_than_the_disk_may_hold_are_refused() -> None:
 
 def test_costs_are_ours_alone_and_ratios_are_to_somebody_else() -> None:
     assert all(target.against != OURS for target in TARGETS.values() if target is not None)
+
+
+def test_every_row_about_several_nodes_is_measured_by_somebody() -> None:
+    assert set(MEASURES) == {row.name for row in ROWS if row.stage is Stage.NODES}

@@ -63,9 +63,20 @@ def test_a_quick_run_judges_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["snapshot-large", "rollback-small", "clones-slow-down", "diff", "tree", "gc-slows-down"]
+    "row",
+    [
+        *("snapshot-large", "rollback-small", "clones-slow-down", "diff", "tree", "gc-slows-down"),
+        *(
+            "peer-randread",
+            "local-reads",
+            "forwarded-write-qd16",
+            "fsync-visible-p50",
+            "hand-over",
+            "node-mount",
+        ),
+    ],
 )
-def test_rows_about_history_are_measured_and_nothing_is_left_behind(tmp_path: Path, row: str) -> None:
+def test_rows_about_vdiskfs_alone_are_measured_and_nothing_is_left_behind(tmp_path: Path, row: str) -> None:
     report, scratch = tmp_path / "report.json", tmp_path / "scratch"
     scratch.mkdir()
     arguments = bench_in(scratch, "--contenders=vdiskfs", f"--rows={row}", "--json", str(report))
