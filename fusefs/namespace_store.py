@@ -249,12 +249,17 @@ class NamespaceStore:
             except Conflict:
                 await self._catch_up(thoroughly=number % 3 == 2)
                 continue
+            except Unavailable as exc:  # perhaps it was done all the same: the watch will tell
+                for request in batch:
+                    request.error = exc
+                return
             except VdiskfsError as exc:
                 if len(batch) == 1:
                     batch[0].error = exc
                     return
-                for request in batch:  # perhaps only one of them asks for too much
-                    await self._carry_out([request])
+                half = len(batch) // 2  # too much for one transaction, or one of them asks for too much
+                await self._carry_out(batch[:half])
+                await self._carry_out(batch[half:])
                 return
             if self._takes_names(change):
                 for request in batch:

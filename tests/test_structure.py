@@ -20,6 +20,8 @@ PURE = {
     "metadata.differences",
     "metadata.descent",
     "metadata.errors",
+    "metadata.etcd_address",
+    "metadata.etcd_messages",
     "metadata.ids",
     "metadata.journal_entries",
     "metadata.liveness",
@@ -49,6 +51,7 @@ IMPURE_IMPORTS = {
 
 HOMES = {
     "cryptography": {"replication.certificates"},
+    "h11": {"metadata.etcd_http"},
     "rocksdict": {"metadata.index"},
     "sqlite3": {"metadata.catalog_sqlite"},
     "pyfuse3": {"fusefs.entries", "fusefs.operations", "fusefs.node"},

@@ -3,9 +3,8 @@
 import os
 import pathlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 
 import pytest
 import trio
@@ -30,61 +29,26 @@ from metadata.catalog import (
     vdisk_key,
 )
 from metadata.catalog_history import RecentEvents
-from metadata.catalog_memory import MemoryCatalog
 from metadata.catalog_sqlite import (
     create_sqlite_catalog,
     open_sqlite_catalog,
 )
 from metadata.errors import Conflict, Corrupt, Exists, InvalidRequest, NoSpace, NotFound, Unavailable
 from metadata.local_disk import filesystem_magic, refuse_network_filesystem
-
-
-@dataclass
-class Place:
-    """Where a catalog is; ``connect`` gives one more node's view of the same one."""
-
-    connect: Callable[[], Awaitable[Catalog]]
-    let_pass: Callable[[float], None]
-    """Let time pass, as the leases see it."""
-    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
-
-    async def node(self) -> Catalog:
-        catalog = await self.connect()
-        self.stack.push_async_callback(catalog.aclose)
-        return catalog
-
-
-@asynccontextmanager
-async def sqlite_place(folder: pathlib.Path) -> AsyncIterator[Place]:
-    path = folder / "catalog.sqlite"
-    create_sqlite_catalog(path)
-    now_ns = 10**18
-
-    def let_pass(seconds: float) -> None:
-        nonlocal now_ns
-        now_ns += int(seconds * 1e9)
-
-    place = Place(lambda: open_sqlite_catalog(path, clock_ns=lambda: now_ns), let_pass)
-    async with place.stack:
-        yield place
-
-
-@asynccontextmanager
-async def memory_place(clock: trio.testing.MockClock) -> AsyncIterator[Place]:
-    catalog = MemoryCatalog(history_max=100)
-
-    async def connect() -> Catalog:
-        return catalog
-
-    place = Place(connect, clock.jump)
-    async with place.stack:
-        yield place
-
+from tests.etcd_members import EtcdMembers
+from tests.metadata.catalog_places import Place, etcd_place, memory_place, sqlite_place
 
 Scenario = Callable[[Place], Awaitable[None]]
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdMembers]:
+    """One member, for all tests of this module."""
+    with EtcdMembers(tmp_path_factory.mktemp("etcd")) as members:
+        yield members
+
+
+@pytest.fixture(params=["sqlite", "memory", "etcd"])
 def run(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Callable[[Scenario], None]:
     """Runs a scenario against one kind of catalog."""
 
@@ -92,15 +56,19 @@ def run(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Callable[[Sce
         clock = trio.testing.MockClock()
 
         async def main() -> None:
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 if request.param == "sqlite":
                     async with sqlite_place(tmp_path) as place:
+                        await scenario(place)
+                elif request.param == "etcd":
+                    members = request.getfixturevalue("etcd")
+                    async with etcd_place(members, tmp_path.name) as place:
                         await scenario(place)
                 else:
                     async with memory_place(clock) as place:
                         await scenario(place)
 
-        trio.run(main, clock=None if request.param == "sqlite" else clock)
+        trio.run(main, clock=clock if request.param == "memory" else None)
 
     return run
 
@@ -247,6 +215,7 @@ class TestEveryCatalog:
             await writer.transact(Change(deletes=(b"a",)))
             for number in range(150):
                 await writer.transact(put((b"b", b"%d" % number)))
+            await place.forget_history()
             reader = await place.node()
             with pytest.raises(Compacted):
                 async with aclosing(reader.watch(b"", after=1)) as watch:
@@ -288,12 +257,12 @@ class TestEveryCatalog:
             lease = await here.grant_lease(10)
             start = await here.transact(put((b"session/n", b"here")), lease=lease)
             await here.transact(put((b"kept", b"")))
-            place.let_pass(6)
+            await place.let_pass(6)
             await here.keep_alive(lease)
-            place.let_pass(6)
+            await place.let_pass(6)
             assert len((await there.read(b"session/"))[0]) == 1
             async with aclosing(there.watch(b"session/", after=start)) as watch:
-                place.let_pass(6)
+                await place.let_pass(6)
                 assert newest(await anext(watch)) == {b"session/n": None}
             with pytest.raises(NotFound):
                 await here.keep_alive(lease)

@@ -1,0 +1,77 @@
+"""Watching etcd: whole revisions in order, from whichever member has them, for ever.
+
+A stream may end, or say nothing because nothing happens, or because its member is cut off (etcd then ends it:
+``hasleader``), stopped, or gone. After ``SILENCE_S`` without a word the member is asked something that it answers
+only together with most of the others; if it does not, another one goes on behind the last revision seen.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+
+import trio
+
+from metadata.catalog import Compacted, Event
+from metadata.errors import Corrupt
+from metadata.etcd_calls import EtcdCalls
+from metadata.etcd_http import HttpMember, Refused, Stream, Unreachable
+from metadata.etcd_messages import end_of_prefix, events_in, number_in, range_of
+
+SILENCE_S = 3.0
+
+log = logging.getLogger(__name__)
+
+
+async def watch(
+    calls: EtcdCalls, start: bytes, *, after: int, prefix: bytes
+) -> AsyncGenerator[list[Event], None]:
+    """What happens to keys that begin with ``start``, above a revision.
+
+    Args:
+        prefix: what is left out of the events' keys.
+
+    Raises:
+        Compacted: too long ago.
+        Unavailable: no member lets it be watched.
+    """
+    position = after
+    fragments: list[Event] = []
+    stream: Stream | None = None
+    try:
+        while True:
+            if stream is None:
+                stream, member = await _open(calls, start, position)
+                fragments = []
+            try:
+                message = None
+                with trio.move_on_after(SILENCE_S):
+                    message = await stream.next()
+                if message is None:
+                    if not await calls.is_well(member, "kv/range", {**range_of(start), "keys_only": True}):
+                        raise Unreachable("no answer")
+                    continue
+                if message.get("canceled"):
+                    if number_in(message, "compact_revision"):
+                        raise Compacted(f"the catalog's history is gone revision={position}")
+                    raise Unreachable(str(message.get("cancel_reason", "")))
+                fragments += events_in(message, prefix)
+            except (Unreachable, Refused, Corrupt) as exc:
+                log.info("a watch of the catalog goes on at another member than %s: %s", member.name, exc)
+                if isinstance(exc, Refused):
+                    calls.forget_login()
+                calls.leave(member)
+                broken, stream = stream, None
+                await broken.__aexit__(None, None, None)
+                continue
+            if fragments and not message.get("fragment"):
+                events, fragments = fragments, []
+                position = events[-1].revision
+                yield events
+    finally:
+        if stream is not None:
+            with trio.CancelScope(shield=True):  # closing waits for nothing
+                await stream.__aexit__(None, None, None)
+
+
+async def _open(calls: EtcdCalls, start: bytes, position: int) -> tuple[Stream, HttpMember]:
+    asked = range_of(start, end_of_prefix(start)) | {"start_revision": str(position + 1), "fragment": True}
+    return await calls.open_stream("watch", {"create_request": asked})
