@@ -275,6 +275,7 @@ def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications)
                 await invalidation.settled()
 
         vdisks.company.forwarding.drop_pages = notifications.drop_pages
+        vdisks.company.transfers.deposed.drop_pages = notifications.drop_pages
         vdisks.company.forwarding.note_resized = note_resized
         answer_announcements(
             vdisks.company.links,

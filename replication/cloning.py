@@ -100,6 +100,7 @@ async def _make_child(vdisks: Vdisks, source: Head | View, target: Head) -> int 
 
 async def _adopt(vdisks: Vdisks, target: Head, *, parent: tuple[int, int], overlap: int) -> None:
     catalog = target.workspace.catalog
-    descent = await adopt(catalog, target.vdisk, parent=parent, parent_overlap=overlap)
+    compares = await target.workspace.as_owner(target.vdisk) + await target.workspace.as_owner(parent[0])
+    descent = await adopt(catalog, target.vdisk, parent=parent, parent_overlap=overlap, compares=compares)
     vdisks.family.set_descent(target.vdisk, descent)
     target.ancestry = await vdisks.loading.ancestry(target.vdisk)

@@ -47,7 +47,8 @@ class Deletion:
         async with family.lock:
             if family.children(vdisk) or family.pin_count(vdisk):
                 keys = [snapshot.key for snapshot in family.snapshots(vdisk)]
-                descent = await set_nameless(catalog, vdisk, snapshots=keys)
+                compares = await self._workspace.as_owner(vdisk)
+                descent = await set_nameless(catalog, vdisk, snapshots=keys, compares=compares)
                 family.drop_snapshots(vdisk)
                 family.set_descent(vdisk, descent)
                 return vdisk
@@ -61,11 +62,14 @@ class Deletion:
     async def _remove(self, doomed: Sequence[int]) -> None:
         """Takes vdisks out of the catalog and out of memory, in one transaction."""
         deletes: list[bytes] = []
+        compares: list[tuple[bytes, int]] = []
+        for vdisk in doomed:
+            compares += await self._workspace.as_owner(vdisk)
         for vdisk in doomed:
             await self._end_head(vdisk)
             deletes += [vdisk_key(vdisk), owner_key(vdisk)]
             deletes += [snapshot.key for snapshot in self._family.snapshots(vdisk)]
-        await self._workspace.catalog.transact(Change(deletes=tuple(deletes)))
+        await self._workspace.catalog.transact(Change(compares=tuple(compares), deletes=tuple(deletes)))
         for vdisk in doomed:
             self._note_gone(vdisk)
 
@@ -87,7 +91,9 @@ class Deletion:
                 return 0
             # Rows may say PARENT and mean a hole: by ``absent`` it is known as one that must get no other parent.
             gone: dict[str, object] = {"parent": None, "absent": PARENT, "flattened": [], "parent_overlap": 0}
-            self._family.set_descent(vdisk, await update_record(self._workspace.catalog, vdisk, gone))
+            besides = Change(compares=await self._workspace.as_owner(vdisk))
+            descent = await update_record(self._workspace.catalog, vdisk, gone, besides=besides)
+            self._family.set_descent(vdisk, descent)
             return parent[0]
 
     async def forget_unneeded(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import trio
 
-from metadata.catalog import Catalog
+from metadata.catalog import Catalog, owner_key
 from metadata.errors import Fenced, Unavailable, VdiskfsError
 from replication.ownership import find_owner
 
@@ -55,6 +55,19 @@ class Fence:
         """On the event loop: ``verdict`` is called once, later, unless the daemon ends before."""
         self._asked.append((vdisk, epoch, verdict))
         self._more.set()
+
+    async def compares(self, vdisk: int) -> tuple[tuple[bytes, int], ...]:
+        """What a transaction compares that only the owner may make, or this node while there is none.
+
+        Raises:
+            Fenced: another node owns the vdisk.
+        """
+        owner = await find_owner(self._catalog, vdisk)
+        if owner.node not in ("", self._node):
+            raise Fenced(
+                f"another node owns the vdisk now vdisk={vdisk} node={owner.node} epoch={owner.epoch}"
+            )
+        return ((owner_key(vdisk), owner.revision),)
 
     async def run(self) -> None:
         """Asks the catalog, until it is cancelled."""

@@ -42,7 +42,7 @@ async def flatten(vdisks: Vdisks, vdisk: VdiskId, progress: Progress) -> None:
                 await _copy_all(head, progress)
                 border = _detach(head)
                 await flush(head)
-                await _leave_parent(vdisks, vdisk, border)
+                await _leave_parent(vdisks, head, border)
     finally:
         vdisks.flattening.discard(vdisk)
     await vdisks.release_unread(vdisk)
@@ -110,10 +110,10 @@ def _detach(head: Head) -> int:
     return head.log.last_version + 1
 
 
-async def _leave_parent(vdisks: Vdisks, vdisk: int, border: int) -> None:
+async def _leave_parent(vdisks: Vdisks, head: Head, border: int) -> None:
     """Notes which versions still read the parent; if there are none, ``release_unread`` takes it away."""
-    family = vdisks.family
+    family, vdisk = vdisks.family, head.vdisk
     async with family.lock:
-        borders = [*family.descent(vdisk).flattened, border]
-        descent = await update_record(vdisks.workspace.catalog, vdisk, {"flattened": borders})
+        borders = {"flattened": [*family.descent(vdisk).flattened, border]}
+        descent = await update_record(vdisks.workspace.catalog, vdisk, borders, owner=head.owner)
         family.set_descent(vdisk, descent)

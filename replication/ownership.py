@@ -298,18 +298,39 @@ async def rest(catalog: Catalog, vdisk: int, resting: Resting, *, owner: Owner |
     await update_record(catalog, vdisk, {"resting": asdict(resting)}, owner=owner)
 
 
-async def adopt(catalog: Catalog, vdisk: int, *, parent: tuple[int, int], parent_overlap: int = 0) -> Descent:
+async def adopt(
+    catalog: Catalog,
+    vdisk: int,
+    *,
+    parent: tuple[int, int],
+    parent_overlap: int = 0,
+    compares: Sequence[tuple[bytes, int]] = (),
+) -> Descent:
     """Makes a vdisk without blocks a child of (vdisk, version); blocks it has no row for stay holes.
 
     ``parent_overlap``: the parent's own overlap at that version. Returns the child's descent.
+
+    Raises:
+        Conflict: one of ``compares`` does not hold.
     """
     changes = {"parent": list(parent), "absent": HOLE, "overlap": 0, "parent_overlap": parent_overlap}
-    return await update_record(catalog, vdisk, changes)
+    return await update_record(catalog, vdisk, changes, besides=Change(compares=tuple(compares)))
 
 
-async def set_nameless(catalog: Catalog, vdisk: int, *, snapshots: Sequence[bytes] = ()) -> Descent:
-    """Notes that a vdisk lives only for others; the rows of its snapshots go. Returns its descent."""
-    return await update_record(catalog, vdisk, {"nameless": True}, besides=Change(deletes=tuple(snapshots)))
+async def set_nameless(
+    catalog: Catalog,
+    vdisk: int,
+    *,
+    snapshots: Sequence[bytes] = (),
+    compares: Sequence[tuple[bytes, int]] = (),
+) -> Descent:
+    """Notes that a vdisk lives only for others; the rows of its snapshots go. Returns its descent.
+
+    Raises:
+        Conflict: one of ``compares`` does not hold.
+    """
+    besides = Change(compares=tuple(compares), deletes=tuple(snapshots))
+    return await update_record(catalog, vdisk, {"nameless": True}, besides=besides)
 
 
 async def set_floor(catalog: Catalog, vdisk: int, floor: Floor, *, owner: Owner | None = None) -> None:

@@ -107,7 +107,7 @@ async def _try(vdisks: Vdisks, head: Head, snapshot: Snapshot, *, now: Snapshot)
         head.log.close_room()  # a change after this needs room first, and waits for the lock
         with trio.CancelScope(shield=True):
             old = family.descent(vdisk)
-            descent = await _record(head.workspace.catalog, old, to=snapshot, now=now)
+            descent = await _record(head, old, to=snapshot, now=now)
         # No await from here: nobody sees the one without the other.
         family.set_descent(vdisk, descent)
         family.add_snapshot(now)
@@ -118,7 +118,7 @@ async def _try(vdisks: Vdisks, head: Head, snapshot: Snapshot, *, now: Snapshot)
     return now
 
 
-async def _record(catalog: Catalog, old: Descent, *, to: Snapshot, now: Snapshot) -> Descent:
+async def _record(head: Head, old: Descent, *, to: Snapshot, now: Snapshot) -> Descent:
     """Notes the rollback and the name of what was there before, in one transaction; returns the vdisk's descent."""
     changes: dict[str, object] = {}
     rollbacks: Sequence[tuple[int, int]] = old.rollbacks
@@ -129,10 +129,10 @@ async def _record(catalog: Catalog, old: Descent, *, to: Snapshot, now: Snapshot
             "rolled_back": [to.size, to.own_blocks, to.overlap],
             "resting": None,
         }
-    row = encode_snapshot(now)
+    row, catalog = encode_snapshot(now), head.workspace.catalog
     try:
         besides = Change(compares=((row[0], 0),), puts=(row,))
-        return await update_record(catalog, now.vdisk, changes, besides=besides)
+        return await update_record(catalog, now.vdisk, changes, besides=besides, owner=head.owner)
     except Conflict:
         raise Exists(f"there is a snapshot of this name already name={now.name!r}") from None
     except Unavailable as exc:  # perhaps it was done all the same: nothing may go on before that is known

@@ -141,12 +141,15 @@ class Snapshots:
     async def _put(self, snapshots: Sequence[Snapshot], *, deletes: tuple[bytes, ...] = ()) -> None:
         """Inside the family's lock: new snapshots' rows, and what goes for them."""
         puts = tuple(encode_snapshot(snapshot) for snapshot in snapshots)
+        compares = tuple((key, 0) for key, _ in puts)
+        for vdisk in {snapshot.vdisk for snapshot in snapshots}:
+            compares += await self._vdisks.workspace.as_owner(vdisk)
         try:
-            compares = tuple((key, 0) for key, _ in puts)
             await self._catalog.transact(Change(compares=compares, puts=puts, deletes=deletes))
         except Conflict:
             for snapshot in snapshots:
                 self._check_free(snapshot.vdisk, snapshot.name)
+                await self._vdisks.workspace.as_owner(snapshot.vdisk)
             raise Exists("there is a snapshot of this name already: choose another one") from None
         for snapshot in snapshots:
             self._family.add_snapshot(snapshot)
@@ -166,7 +169,8 @@ class Snapshots:
                 raise Busy(
                     f"the snapshot is protected: 'vdiskfs snap unprotect' it first name={name!r}",
                 )
-            await self._catalog.transact(Change(deletes=(snapshot.key,)))
+            compares = await self._vdisks.workspace.as_owner(vdisk)
+            await self._catalog.transact(Change(compares=compares, deletes=(snapshot.key,)))
             self._family.drop_snapshot(snapshot)
         await self._vdisks.release_unread(vdisk)
 
@@ -197,7 +201,8 @@ class Snapshots:
         """
         async with self._family.lock:
             changed = replace(self.get(vdisk, name), protected=on)
-            await self._catalog.transact(Change(puts=(encode_snapshot(changed),)))
+            compares = await self._vdisks.workspace.as_owner(vdisk)
+            await self._catalog.transact(Change(compares=compares, puts=(encode_snapshot(changed),)))
             self._family.add_snapshot(changed)
             return changed
 
@@ -251,10 +256,12 @@ class Snapshots:
             if name is not None:
                 snapshot = self.get(vdisk, name)
                 stack.enter_context(self._vdisks.pinned(vdisk, snapshot.version))
-                yield CloneOrigin(vdisk, snapshot.version, snapshot.size, snapshot.overlap)
+                compares = await self._vdisks.workspace.as_owner(vdisk)
+                yield CloneOrigin(vdisk, snapshot.version, snapshot.size, snapshot.overlap, compares)
             else:
                 (moment,) = await stack.enter_async_context(self._moments([vdisk]))
-                yield CloneOrigin(vdisk, moment.version, moment.size, moment.overlap)
+                compares = await self._vdisks.workspace.as_owner(vdisk)
+                yield CloneOrigin(vdisk, moment.version, moment.size, moment.overlap, compares)
 
     def note_clone(self, child: int, origin: CloneOrigin) -> None:
         """The clone's row is in the catalog."""

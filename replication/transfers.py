@@ -32,6 +32,7 @@ from metadata.ids import VdiskId
 from metadata.snapshots import Snapshot
 from replication.cluster import SESSION_S, Answer, Links, Membership
 from replication.commit import start_running
+from replication.deposed import DeposedReaders
 from replication.forwarding import facts_of, perform
 from replication.head import Head
 from replication.holdings import Holdings
@@ -116,6 +117,7 @@ class Transfers:
         self._pins: list[_Pins] = []
         self._asking: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
         self._handing: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
+        self.deposed = DeposedReaders(holdings, mirror, keep=self._keep_frozen)
         self._strange: set[int] = set()
         """Nobody's vdisks of which heads were loaded here, and which another node has claimed."""
         self._wake = trio.Event()
@@ -235,6 +237,16 @@ class Transfers:
             await self._learn(vdisk, facts.epoch)
             self._now_mine(vdisk, facts.epoch)
 
+    def check_loaded(self, vdisk: int, facts: VdiskFacts) -> None:
+        """No await before the head, just loaded, is among the others: nobody told it of an owner that came meanwhile.
+
+        Raises:
+            NotOwner: one has.
+        """
+        owner = self._mirror.owners.get(vdisk)
+        if owner is not None and owner.epoch > facts.epoch and (facts.epoch or owner.node != self.node):
+            raise NotOwner(f"the vdisk has got another owner vdisk={vdisk} node={owner.node}")
+
     # ---- files open for writing of what others own
 
     def remote(self, vdisk: VdiskId, owner: Owner | None = None) -> Remote:
@@ -274,6 +286,7 @@ class Transfers:
             self._wake.set()
         if self._own.files.count(vdisk):
             return
+        self.deposed.note_closed(vdisk)
         for view in self._frozen.pop(vdisk, ()):
             self._own.family.unpin(vdisk, view.version)
         remote = self.remotes.pop(vdisk, None)
@@ -408,9 +421,12 @@ class Transfers:
                 own.files.served[number] = view
                 readers += 1
         if readers:
-            self._frozen.setdefault(vdisk, []).append(view)
+            self._keep_frozen(view)
         else:
             own.family.unpin(vdisk, view.version)
+
+    def _keep_frozen(self, view: View) -> None:
+        self._frozen.setdefault(view.vdisk, []).append(view)
 
     # ---- being given
 
@@ -442,12 +458,14 @@ class Transfers:
         if head is None:
             return
         self.counts.deposed += 1
+        self._own.resting.pop(vdisk, None)
         log.error("deposed, files that are open fail from now on: %s", why)
         head.close(why)
         head.journal_forfeited = True
         remote = self.remotes.pop(vdisk, None) or self.remote(VdiskId(vdisk))
         self.remotes.pop(vdisk, None)
         remote.fenced = why
+        self.deposed.note(head)
         self._swap(head, remote)
 
     async def check_owned(self) -> None:
@@ -459,8 +477,10 @@ class Transfers:
 
     def _note_owner(self, vdisk: int, owner: Owner | None) -> None:
         head = self._own.heads.get(vdisk)
-        if head is None or owner is None or owner.node == self.node or isinstance(head.closed, NotOwner):
+        if head is None or owner is None or isinstance(head.closed, NotOwner):
             return
+        if owner.node == self.node and (not head.owned or owner.epoch == head.log.epoch):
+            return  # of another epoch, others have had the vdisk meanwhile
         if head.owned:
             self.note_deposed(
                 vdisk, Fenced(f"another node took the vdisk over vdisk={vdisk} node={owner.node}")

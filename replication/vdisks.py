@@ -254,9 +254,11 @@ class Vdisks:
         Raises:
             NotFound: a dead daemon's of a snapshot that was removed since.
         """
-        served = self.heads_by_handle.get(number)
+        served, file_id = self.heads_by_handle.get(number), file_of(number)
+        if served is None and self.company is not None:
+            await self.company.transfers.deposed.wait(number, file_id)
+            served = self.heads_by_handle.get(number)
         if served is None:
-            file_id = file_of(number)
             is_snapshot = self._views.get(file_id) is not None or self.family.by_id(file_id) is not None
             is_snapshot |= self.company is not None and self.company.versions.owns(file_id)
             self._files.expect(file_id)
@@ -366,6 +368,8 @@ class Vdisks:
             self.company.publisher.attach(head)
         entries = of_this_epoch(self._journaled.get(vdisk, []), facts) if begun else []
         replayed = await replay(head, state, entries) if entries else 0
+        if self.company is not None:
+            self.company.transfers.check_loaded(vdisk, facts)
         self._journaled.pop(vdisk, None)
         self.heads[vdisk] = head
         if replayed or not begun:
@@ -417,6 +421,7 @@ class Vdisks:
                     mtime_ns=head.mtime_ns,
                 )
                 head.running = False
+                self._resting.pop(vdisk, None)  # whether there is a new one only the catalog may know
                 await rest(self.workspace.catalog, vdisk, resting, owner=head.owner)
                 self._resting[vdisk] = resting
                 self._claimed.add(vdisk)

@@ -71,6 +71,10 @@ class Workspace:
         """Whether any other node has a session, as far as this node knows."""
         return self.membership is not None and len(self.membership.members()) > 1
 
+    async def as_owner(self, vdisk: int) -> tuple[tuple[bytes, int], ...]:
+        """As ``Fence.compares``; nothing where this node is alone for good."""
+        return () if self.fence is None else await self.fence.compares(vdisk)
+
     async def wait_for(self, function: Callable[[], T]) -> T:
         """Runs what waits for a disk in a thread; a cancellation waits for its end."""
         return await self.threads.run(function)

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-from metadata.errors import Fenced, InvalidRequest, NotOwner
+from metadata.errors import Fenced, InvalidRequest, NotOwner, Unavailable
 from metadata.ids import VdiskId
 from replication.head import Head
 from replication.ownership import Owner, find_owner
@@ -19,6 +19,7 @@ from tests.replication.rig import (
     B,
     block,
     blocks,
+    close_and_rest,
     create,
     expect_errors,
     handles_of,
@@ -210,6 +211,48 @@ def test_a_paused_owner_that_wakes_up_has_its_late_commit_refused(
     expect_errors(caplog, "deposed", "a commit does not count")
 
 
+@pytest.mark.parametrize("flushes", [1, 20])
+def test_a_file_read_on_a_deposed_owner_goes_on_at_the_last_version_that_counts(
+    cluster: ClusterRig, flushes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            number, reader = await writer(a, 20), await a.open(VdiskId(20), flags=os.O_RDONLY)
+            other = await a.open(VdiskId(20), flags=os.O_RDONLY)
+            for value in range(flushes):  # light ones at last, which the index has not got
+                await put(a, number, B, block(30 + value))
+                await a.flush_handle(number)
+            await put(a, number, 0, block(9))  # void
+            await put(a, number, 2 * B, block(9))
+            assert await get(a, reader, 0, B) == block(9)
+            cluster.switch.expire("a")
+            theirs = await writer(b, 20)
+            with pytest.raises(Fenced):
+                await a.flush_handle(number)
+            cluster.switch.live.add("a")
+            last = blocks(1, 29 + flushes)
+            assert await get(a, reader, 0, 4 * B) == last
+            for value in range(50, 55):
+                await put(b, theirs, 0, blocks(value, value))
+                await b.flush_handle(theirs)
+            assert await get(a, reader, 0, 4 * B) == await get(a, other, 0, 4 * B) == last
+            with pytest.raises(Fenced):
+                await get(a, number, 0, B)
+            b.close(theirs)
+            again = await writer(a, 20)
+            assert await get(a, again, 0, 4 * B) == blocks(54, 54)
+            assert await get(a, reader, 0, 4 * B) == last
+            for one in (number, reader, other, again):
+                a.close(one)
+            assert a.family.pin_count(20) == 0
+            await sound(a, 20)
+
+    run(scenario)
+    expect_errors(caplog, "deposed", "a commit does not count")
+
+
 def test_two_nodes_that_want_a_vdisk_at_once_agree_on_one_owner(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():
@@ -321,5 +364,33 @@ def test_an_owner_that_cannot_be_reached_keeps_what_it_owns_while_it_has_a_sessi
             number = await writer(b, 20)
             assert await get(b, number, 0, 2 * B) == blocks(1, 2)
             assert owner.node in ("a", "b")
+
+    run(scenario)
+
+
+def test_a_summary_that_could_not_be_written_leaves_none_of_before(
+    cluster: ClusterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            await close_and_rest(a, 20)
+            number = await writer(a, 20)
+            await put(a, number, 0, blocks(3, 4, 5))
+
+            async def silent(*_: object, **__: object) -> None:
+                raise Unavailable("the catalog is silent")
+
+            with monkeypatch.context() as patch:
+                patch.setattr("replication.vdisks.rest", silent)
+                with pytest.raises(Unavailable):
+                    await close_and_rest(a, 20)
+            await close_and_rest(a, 20)
+            assert (await a.stat(VdiskId(20))).size == 3 * B
+            newest = await company_of(b).follower.newest(20)
+            assert newest.size == 3 * B
+            theirs = await writer(b, 20)
+            assert await get(b, theirs, 0, 4 * B) == blocks(3, 4, 5)
 
     run(scenario)
