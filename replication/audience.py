@@ -3,10 +3,15 @@
 A flush waits until all that are *active* have acknowledged, or until the subscription of those that have not is over,
 SUBSCRIPTION_S after their last renewal came: they trust theirs for a shorter time than that, counted from when they
 sent it, so nobody who is waited for no more believes that it has the newest version.
+
+A node whose own forwarded requests a commit holds learns from their answers which version there is, and does not believe
+that it has the newest before it has that one (``Follower.note_version``). So those requests do not wait for it, and it is
+told a little later, of many commits at once.
 """
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -14,12 +19,14 @@ import trio
 from metadata.errors import Unavailable, VdiskfsError
 from replication.cluster import CALL_DATA_BYTES_MAX, SUBSCRIPTION_S, Links
 from replication.log import Commit
-from replication.publication import PUBLISH, Publication, values_of
+from replication.publication import PUBLISH, Publication, Told, told_values
 
 RETRY_S = 0.05
 """Before a node that cannot be reached is told again."""
-BACKLOG_MAX = 32
-"""Commits told one by one; a subscriber further behind is told of the newest, and reads the others from the pool."""
+BACKLOG_MAX = 256
+"""Commits that are told; a subscriber further behind is told of the newest, and reads the others from the pool."""
+LATE_S = 0.02
+"""How much later a node is told of its own forwarded requests."""
 LOOK_S = 0.01
 """Before a subscription that should be over is looked at again: trio's clock and the node's may differ."""
 TRY_S = 0.5
@@ -41,7 +48,7 @@ class Subscriber:
     is_active: bool = False
     """It has, or is being told, all commits; what is not is only a pin against collection."""
     gone: bool = False
-    backlog: deque[tuple[Publication, bytes]] = field(default_factory=deque)
+    backlog: deque[Told] = field(default_factory=deque)
     woken: trio.Event = field(default_factory=trio.Event)
 
 
@@ -65,6 +72,9 @@ class Audience:
         self._links, self._clock_s, self._nursery, self._describe = links, clock_s, nursery, describe
         self.subscribers: dict[str, Subscriber] = {}
         self._moved = trio.Event()
+        self._forwarding = Counter[str]()
+        """Nodes, by how many of their requests are being committed."""
+        self._is_late = False
 
     def add(self, node: str) -> Subscriber:
         """A node subscribes, or subscribes anew: not active yet."""
@@ -113,14 +123,43 @@ class Audience:
         for subscriber in self.subscribers.values():
             if subscriber.is_active:
                 subscriber.backlog.append((told, data))
+                if subscriber.node not in self._forwarding:
+                    subscriber.woken.set()
+                elif not self._is_late:
+                    self._is_late = True
+                    self._nursery.start_soon(self._tell_late)
+
+    async def _tell_late(self) -> None:
+        await trio.sleep(LATE_S)
+        self._is_late = False
+        for subscriber in self.subscribers.values():
+            if subscriber.backlog:
                 subscriber.woken.set()
 
-    async def wait(self, version: int) -> None:
-        """Returns when no active subscriber lacks this version."""
+    @contextmanager
+    def forwarding(self, node: str) -> Iterator[None]:
+        """Inside, a forwarded request of this node is being committed."""
+        self._forwarding[node] += 1
+        try:
+            yield
+        finally:
+            self._forwarding[node] -= 1
+            if not self._forwarding[node]:
+                del self._forwarding[node]
+
+    async def wait(self, version: int, *, besides: str = "") -> None:
+        """Returns when no active subscriber lacks this version; ``besides``: a node that is not waited for."""
         while True:
-            lagging = [s for s in self.subscribers.values() if s.is_active and s.acknowledged < version]
+            lagging = [
+                s
+                for s in self.subscribers.values()
+                if s.is_active and s.acknowledged < version and s.node != besides
+            ]
             if not lagging:
                 return
+            for subscriber in lagging:
+                if subscriber.backlog:
+                    subscriber.woken.set()
             left_s = min(s.renewed_s for s in lagging) + SUBSCRIPTION_S - self._clock_s()
             with trio.move_on_after(max(LOOK_S, left_s)):
                 await self._moved.wait()
@@ -128,30 +167,46 @@ class Audience:
 
     async def _tell(self, subscriber: Subscriber) -> None:
         while not subscriber.gone:
-            if not subscriber.backlog:
-                subscriber.woken = trio.Event()
-                await subscriber.woken.wait()
+            await subscriber.woken.wait()
+            subscriber.woken = trio.Event()
+            if subscriber.gone or not subscriber.backlog:
                 continue
             if len(subscriber.backlog) > BACKLOG_MAX:
                 newest = subscriber.backlog.pop()
                 subscriber.backlog.clear()
                 subscriber.backlog.append(newest)
-            told, data = subscriber.backlog[0]
+            lot = _first_lot(subscriber.backlog)
+            if len(lot) < len(subscriber.backlog):
+                subscriber.woken.set()
+            values, data = told_values(lot)
             try:
-                await self._links.call(subscriber.node, PUBLISH, values_of(told), data, deadline_s=TRY_S)
+                await self._links.call(subscriber.node, PUBLISH, values, data, deadline_s=TRY_S)
             except Unavailable:
                 await trio.sleep(RETRY_S)
                 self.end_old()
+                subscriber.woken.set()
                 continue
             except VdiskfsError:  # it does not follow, or cannot: it knows, and does not trust what it has
                 if not subscriber.gone:
                     self.remove(subscriber.node)
                 return
-            if subscriber.backlog and subscriber.backlog[0][0] is told:
-                subscriber.backlog.popleft()
-            subscriber.acknowledged = max(subscriber.acknowledged, told.version)
+            for told in lot:
+                if subscriber.backlog and subscriber.backlog[0] is told:
+                    subscriber.backlog.popleft()
+            subscriber.acknowledged = max(subscriber.acknowledged, lot[-1][0].version)
             self._wake()
 
     def _wake(self) -> None:
         self._moved.set()
         self._moved = trio.Event()
+
+
+def _first_lot(backlog: deque[Told]) -> list[Told]:
+    """As many commits as go into one call, at least one."""
+    lot, size = list[Told](), 0
+    for told in backlog:
+        size += len(told[1])
+        if lot and size > CALL_DATA_BYTES_MAX:
+            break
+        lot.append(told)
+    return lot

@@ -17,7 +17,7 @@ is rebuilt from the log, and the rows stay dirty until it takes them.
 import functools
 import logging
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -73,15 +73,21 @@ async def flush(head: Head) -> None:
         await head.audience.wait(head.log.version)
 
 
-async def commit_light(head: Head) -> None:
+async def commit_light(head: Head, *, node: str = "") -> None:
     """As ``flush``, but the index may lag behind: for who commits behind every write.
+
+    Args:
+        head: whose changes.
+        node: which forwarded them, if one did: it learns of the version by the answer.
 
     Raises:
         NoSpace, Unavailable, Corrupt, Fenced: as ``flush``.
     """
-    await _commit_to(head, head.change_no, light=True)
+    audience = head.audience
+    with nullcontext() if audience is None or not node else audience.forwarding(node):
+        await _commit_to(head, head.change_no, light=True)
     if head.audience is not None:
-        await head.audience.wait(head.log.version)
+        await head.audience.wait(head.log.version, besides=node)
 
 
 async def _commit_to(head: Head, target: int, *, light: bool = False) -> None:

@@ -67,7 +67,14 @@ class Company:
             clock_s=space.clock_s,
         )
 
-        self.transfers = Transfers(holdings, links, membership, mirror=self.mirror, publisher=self.publisher)
+        self.transfers = Transfers(
+            holdings,
+            links,
+            membership,
+            mirror=self.mirror,
+            publisher=self.publisher,
+            note_version=self.follower.note_version,
+        )
         self.forwarding = Forwarding(links, head=holdings.head, files=holdings.files)
 
     def has_others(self) -> bool:

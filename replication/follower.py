@@ -14,6 +14,7 @@ comes with what it tells; what this node reads is pinned here. Where nobody coul
 """
 
 import functools
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -41,16 +42,16 @@ from replication.publication import (
     STARTED,
     SUBSCRIBE,
     UNSUBSCRIBE,
-    Publication,
     Standing,
+    Told,
     digest,
     number_in,
     numbers_in,
-    publication_in,
     standing_in,
+    told_in,
 )
 from replication.reader import Reader
-from replication.recovery import Lineage, Recovered, apply_published, catch_up, go_on
+from replication.recovery import Lineage, Placed, Recovered, apply_published, catch_up, go_on
 from replication.view import View
 from replication.workspace import Workspace
 
@@ -64,8 +65,10 @@ UNUSED_S = 10.0
 """A subscription that nobody needs is kept so long after it was last of use."""
 GOODBYE_S = 0.5
 """For telling owners at the end that nobody need wait for this node any more."""
-TOLD_MAX = 32
+TOLD_MAX = 256
 """Publications acknowledged before they are applied; one more waits."""
+APPLY_S = 0.01
+"""They are applied so much later, together; whoever asks for the newest version meanwhile has it done at once."""
 ROUNDS_MAX = 10
 """Of catching up with an owner that goes on writing."""
 TRIES_MAX = 5
@@ -99,7 +102,9 @@ class _Following:
     trusted_until_s: float = 0.0
     state: VdiskState | None = None
     """What the index has; None: not trusted yet."""
-    told: deque[tuple[Publication, bytes]] = field(default_factory=deque)
+    heard: int = 0
+    """The newest version that the owner has named in its answers to forwarded requests."""
+    told: deque[Told] = field(default_factory=deque)
     """Publications acknowledged and not applied yet: whoever asks for the newest version applies them first."""
     is_applying: bool = False
 
@@ -166,10 +171,16 @@ class Follower:
         following = self._following.get(vdisk)
         if following is None or following.state is None or not self._is_trusted(following):
             return None
-        if following.told:
+        if following.told or following.state.version < following.heard:
             return None
         following.used_s = self._workspace.clock_s()
         return self._described(vdisk, following.state)
+
+    def note_version(self, vdisk: int, version: int) -> None:
+        """There is this version: an owner that answers forwarded requests with it does not wait for the publication."""
+        following = self._following.get(vdisk)
+        if following is not None:
+            following.heard = max(following.heard, version)
 
     async def hold(self, vdisk: int) -> None:
         """Sees to it that rows of this vdisk may be read: its index is current, and its owner told, if it can be.
@@ -315,15 +326,16 @@ class Follower:
     # ---- what owners tell
 
     async def _publish(self, node: str, values: Mapping[str, Any], data: bytes) -> Answer:
-        told = publication_in(values)
-        vdisk, following = told.vdisk, self._following.get(told.vdisk)
+        lot = told_in(values, data)
+        vdisk, epoch = lot[0][0].vdisk, lot[0][0].epoch
+        following = self._following.get(vdisk)
         if following is None or following.state is None or len(following.told) >= TOLD_MAX:
             async with self._loading.alone_at(vdisk):  # it is just being subscribed to, or has fallen behind
                 await self._apply_told(vdisk)
                 following = self._following.get(vdisk)
-        if following is None or following.owner != Owner(node, told.epoch) or following.state is None:
+        if following is None or following.owner != Owner(node, epoch) or following.state is None:
             raise NotFound(f"the vdisk is not followed vdisk={vdisk}")
-        following.told.append((told, data))
+        following.told.extend(lot)
         if not following.is_applying and self._nursery is not None:
             following.is_applying = True
             self._nursery.start_soon(self._apply_soon, vdisk, following)
@@ -331,6 +343,7 @@ class Follower:
 
     async def _apply_soon(self, vdisk: int, following: _Following) -> None:
         try:
+            await trio.sleep(APPLY_S)
             async with self._loading.alone_at(vdisk):
                 await self._apply_told(vdisk)
         finally:
@@ -340,36 +353,35 @@ class Follower:
         """Inside ``alone_at``: applies what was acknowledged; what cannot be ends the subscription."""
         following = self._following.get(vdisk)
         while following is not None and following.told and following.state is not None:
-            told, data = following.told[0]
+            lot = _alike(following.told)
             try:
-                following.state = await self._applied(told, data, following.state)
+                following.state = await self._applied(lot, following.state)
             except VdiskfsError as exc:
                 log.warning("a publication cannot be applied: %s vdisk=%d", exc, vdisk)
                 if self._following.get(vdisk) is following:
                     del self._following[vdisk]
                 return
-            following.told.popleft()
-            self.applied += 1
+            for _ in lot:
+                following.told.popleft()
+            self.applied += len(lot)
 
-    async def _applied(self, told: Publication, data: bytes, state: VdiskState) -> VdiskState:
-        vdisk, space = told.vdisk, self._workspace
-        if told.check == state.record_check or told.version < state.version:
-            return state  # told twice
+    async def _applied(self, lot: list[Told], state: VdiskState) -> VdiskState:
+        """The state with all of these, which are alike, applied."""
+        lot = _told_once(lot, state)
+        if not lot:
+            return state
+        told, space = lot[-1][0], self._workspace
+        vdisk = told.vdisk
         if told.descent != digest(self._family.descent(vdisk)):
             await self._mirror.refresh(space.catalog, vdisk)
         lineage = self._lineage(vdisk, VdiskFacts(), kept=(told.generation - 1,))
-        if data:
-            seed = space.pool.file(vdisk, told.place >> 16).seed + (told.place & POSITION_MASK)
-            record, check = decode_record(data, seed)
-            if record.previous_place == state.record_place and record.previous_check == state.record_check:
-                end = (told.place & POSITION_MASK) + len(data) // BLOCK_BYTES
-                applied, segments = await space.wait_for(
-                    lambda: apply_published(
-                        space.index, lineage, state, record=record, placed=(told.place, check, end)
-                    )
-                )
-                self._loading.groups(vdisk).note_applied(segments)
-                return applied
+        placed = self._chained(lot, state)
+        if placed:
+            applied, segments = await space.wait_for(
+                lambda: apply_published(space.index, lineage, state, placed)
+            )
+            self._loading.groups(vdisk).note_applied(segments)
+            return applied
         self.gaps += 1
         # What lies between was committed under the owner's eyes, but what it kept then is not told any more.
         lineage = replace(lineage, every=True)
@@ -379,6 +391,22 @@ class Follower:
             return catch_up(space.pool, space.index, lineage, record=record, may_rebuild=may_rebuild)
 
         return await self._bring(vdisk, attempt)
+
+    def _chained(self, lot: list[Told], state: VdiskState) -> list[Placed]:
+        """The commits, if all have come along and each follows the one before, the first one ``state``; else none."""
+        placed, last = list[Placed](), (state.record_place, state.record_check)
+        for told, data in lot:
+            if not data:
+                return []
+            seed = self._workspace.pool.file(told.vdisk, told.place >> 16).seed + (told.place & POSITION_MASK)
+            record, check = decode_record(data, seed)
+            if (record.previous_place, record.previous_check) != last:
+                return []
+            placed.append(
+                (record, told.place, check, (told.place & POSITION_MASK) + len(data) // BLOCK_BYTES)
+            )
+            last = told.place, check
+        return placed
 
     async def _moved(self, node: str, values: Mapping[str, Any], _: bytes) -> Answer:
         self._mirror.note_owner(number_in(values, "vdisk"), Owner(node, number_in(values, "epoch")))
@@ -475,3 +503,22 @@ class Follower:
     async def _unsubscribe(self, node: str, vdisks: list[int]) -> None:
         with suppress(VdiskfsError):  # then it ends by itself
             await self._links.call(node, UNSUBSCRIBE, {"vdisks": vdisks}, deadline_s=RENEW_S)
+
+
+def _alike(told: deque[Told]) -> list[Told]:
+    """The first publications, as many as can be applied together."""
+    first = told[0][0]
+    alike = itertools.takewhile(
+        lambda one: (one[0].generation, one[0].descent) == (first.generation, first.descent), told
+    )
+    return list(alike)
+
+
+def _told_once(lot: list[Told], state: VdiskState) -> list[Told]:
+    """Those that are new to the index; some were told again because an acknowledgement was lost."""
+    found, version, check = list[Told](), state.version, state.record_check
+    for told, data in lot:
+        if told.check != check and told.version >= version:
+            version, check = told.version, told.check
+            found.append((told, data))
+    return found

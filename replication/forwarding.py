@@ -142,18 +142,18 @@ class Forwarding:
             raise Unavailable("the node is just starting, or ending")
         self.served += 1
         if deed not in CHANGING:
-            return await self._carry_out(deed, arguments, data)
+            return await self._carry_out(deed, node, arguments, data=data)
         call = int(arguments["call"])
         while call in self._under_way:
             await self._under_way[call].wait()
         over = self._under_way[call] = trio.Event()
         try:
-            return await self._carry_out(deed, arguments, data)
+            return await self._carry_out(deed, node, arguments, data=data)
         finally:
             del self._under_way[call]
             over.set()
 
-    async def _carry_out(self, deed: str, arguments: Arguments, data: bytes) -> Answer:
+    async def _carry_out(self, deed: str, node: str, arguments: Arguments, *, data: bytes) -> Answer:
         vdisk = VdiskId(int(arguments["vdisk"]))
         head = await self._head_of(vdisk, epoch=int(arguments["epoch"]))
         offset, length = int(arguments.get("offset", 0)), int(arguments.get("size", len(data)))
@@ -169,7 +169,7 @@ class Forwarding:
             await self._drop(vdisk, offset, length)
         if deed in FLUSHING:
             note_sync(head)  # room that is written beforehand makes each of these commits cheaper
-            await commit_light(head)
+            await commit_light(head, node=node)
         return facts_of(head), answer
 
     async def _head_of(self, vdisk: VdiskId, *, epoch: int) -> Head:

@@ -1,13 +1,13 @@
 """What an owner and its subscribers tell each other of a vdisk's commits, as named values of a call.
 
 subscribe    peer to owner: what the peer's index has      answer: a Standing
-publish      owner to peer: a Publication and its record; the answer is the acknowledgement
+publish      owner to peer: Publications of one vdisk, in order, and their records; the answer acknowledges all of them
 renew        peer to owner: vdisks                         answer: those it has no subscription for ("lost")
 unsubscribe  peer to owner: vdisks
 moved        new owner to all: vdisk and epoch; trust in what was published under an older epoch ends
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ _NOTHING = Descent()
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A commit. Its record's bytes go along, or, when too long for a call, are read from the pool."""
+    """A commit. Its record's bytes go along, or, when too long for a call, are read from the pool (no bytes, then)."""
 
     vdisk: int
     epoch: int
@@ -38,6 +38,10 @@ class Publication:
     """Under which its rows are written: one more than the newest version that its owner keeps for somebody."""
     descent: int
     """Digest of where the vdisk's content comes from besides its rows: a rollback comes before the commit that rests on it."""
+
+
+Told = tuple[Publication, bytes]
+"""With its record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ def digest(descent: Descent) -> int:
     return xxh3_64_intdigest(msgpack.packb(astuple(descent)))
 
 
-def values_of(told: Publication | Standing) -> dict[str, Any]:
+def values_of(told: Standing) -> dict[str, Any]:
     """As named values."""
     return asdict(told)
 
@@ -98,14 +102,34 @@ def numbers_in(values: Mapping[str, Any], name: str) -> list[int]:
     return found
 
 
-def publication_in(values: Mapping[str, Any]) -> Publication:
-    """What a ``publish`` call tells.
+def told_values(lot: Sequence[Told]) -> tuple[dict[str, Any], bytes]:
+    """A ``publish`` call."""
+    told = [[*astuple(publication), len(data)] for publication, data in lot]
+    return {"told": told}, lot[0][1] if len(lot) == 1 else b"".join(data for _, data in lot)
+
+
+def told_in(values: Mapping[str, Any], data: bytes) -> list[Told]:
+    """What a ``publish`` call tells: at least one commit, all of one vdisk.
 
     Raises:
         InvalidRequest: nothing that can be understood.
     """
-    numbers = {name: number_in(values, name) for name in Publication.__slots__}
-    return Publication(**numbers)
+    found, told, at = values.get("told"), list[Told](), 0
+    if not isinstance(found, list) or not 0 < len(found) <= NUMBERS_MAX:
+        raise InvalidRequest("a message of another node tells nothing")
+    for numbers in found:
+        if (
+            not isinstance(numbers, list)
+            or len(numbers) != len(Publication.__slots__) + 1
+            or not all(type(number) is int and number >= 0 for number in numbers)
+        ):
+            raise InvalidRequest("a message of another node lacks numbers name=told")
+        end = at + numbers[-1]
+        told.append((Publication(*numbers[:-1]), data[at:end]))
+        at = end
+    if at != len(data) or any(one.vdisk != told[0][0].vdisk for one, _ in told):
+        raise InvalidRequest("a message of another node does not fit its bytes name=told")
+    return told
 
 
 def standing_in(values: Mapping[str, Any]) -> Standing:

@@ -16,7 +16,7 @@ import itertools
 import os
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -246,6 +246,8 @@ class IndexBuilder:
         self._lineage = lineage
         self._rows: dict[int, array[int]] = {}
         self._segments: dict[int, array[int]] = {}
+        self.written: dict[int, array[int]] | None = None
+        """Checksum segments that were written, for who wants them."""
         self._cut: int | None = None
         self._version, self._overlap = state.version, state.overlap
         """Of the record being applied."""
@@ -327,10 +329,6 @@ class IndexBuilder:
             at += part
             place += part
 
-    def segments(self) -> "dict[int, array[int]]":
-        """Checksums that ``flush`` is about to write."""
-        return dict(self._segments)
-
     def flush(self) -> None:
         """Writes what was applied to the index."""
         self._write(self.state)
@@ -351,6 +349,8 @@ class IndexBuilder:
                 drop_from_vblock=self._cut if state.generation == 1 else None,
             )
         )
+        if self.written is not None:
+            self.written |= self._segments
         self._rows.clear()
         self._segments.clear()
         self._cut = None
@@ -438,20 +438,24 @@ def catch_up(
         return _apply_to(reader, index, tail, lineage=lineage, may_rebuild=may_rebuild)
 
 
+Placed = tuple[CommitRecord, int, int, int]
+"""A commit, its record's place and checksum, and the position behind it."""
+
+
 def apply_published(
-    index: Index, lineage: Lineage, state: VdiskState, *, record: CommitRecord, placed: tuple[int, int, int]
+    index: Index, lineage: Lineage, state: VdiskState, commits: Iterable[Placed]
 ) -> "tuple[VdiskState, dict[int, array[int]]]":
-    """Applies the commit that follows ``state``; ``placed``: the record's place and checksum, and the position behind it.
+    """Applies the commits that follow ``state``.
 
     Returns:
         The state then, and the checksum segments that have changed.
     """
-    place, check, end = placed
     builder = IndexBuilder(index, state, lineage=lineage)
-    builder.apply(record, place, check, end)
-    segments = builder.segments()
+    written = builder.written = {}
+    for record, place, check, end in commits:
+        builder.apply(record, place, check, end)
     builder.flush()
-    return builder.state, segments
+    return builder.state, written
 
 
 def _apply_to(

@@ -37,6 +37,7 @@ class Remote:
         node: this one.
         find: makes this node the owner if it can, and says who is.
         perform: does a request here, once this node is the owner; raises NotOwner if it is not after all.
+        note_version: told of each version that an answer names.
     """
 
     error_no = 0
@@ -50,9 +51,10 @@ class Remote:
         node: str,
         find: Callable[[VdiskId], Awaitable[Owner]],
         perform: Perform,
+        note_version: Callable[[int, int], None],
     ) -> None:
         self.vdisk, self._links, self._node = vdisk, links, node
-        self._find, self._perform = find, perform
+        self._find, self._perform, self._note_version = find, perform, note_version
         self._origin, self._numbers = secrets.randbits(64), itertools.count(1)
         self.owner: Owner | None = None
         """Whom to ask; None: to be found."""
@@ -131,6 +133,7 @@ class Remote:
             owner.node, f"remote_{deed}", {**arguments, "epoch": owner.epoch}, data, deadline_s=CALL_S
         )
         self.forwarded += 1
+        self._note_version(self.vdisk, facts["version"])
         self.note_facts(facts)
         return answer
 

@@ -82,6 +82,7 @@ class Transfers:
         membership: who they are.
         mirror: what the catalog says of them.
         publisher: tells the others of a new owner.
+        note_version: told of versions of others' vdisks, as ``Follower.note_version``.
     """
 
     def __init__(
@@ -92,9 +93,10 @@ class Transfers:
         *,
         mirror: Mirror,
         publisher: Publisher,
+        note_version: Callable[[int, int], None],
     ) -> None:
         self._own, self._links, self._membership, self._mirror = holdings, links, membership, mirror
-        self._publisher = publisher
+        self._publisher, self._note_version = publisher, note_version
         self._catalog, self.node = holdings.workspace.catalog, membership.node
         self.counts = TransferCounts()
         self.is_serving = False
@@ -254,7 +256,14 @@ class Transfers:
         remote = self.remotes.get(vdisk)
         if remote is None:
             perform_here = functools.partial(self._perform_here, vdisk)
-            remote = Remote(vdisk, self._links, node=self.node, find=self.acquire, perform=perform_here)
+            remote = Remote(
+                vdisk,
+                self._links,
+                node=self.node,
+                find=self.acquire,
+                perform=perform_here,
+                note_version=self._note_version,
+            )
             self.remotes[vdisk] = remote
         remote.owner = owner or remote.owner
         return remote

@@ -2,10 +2,12 @@
 
 import pathlib
 import random
+from typing import Any
 
 import pytest
 import trio
 
+from replication.cluster import Answer
 from replication.remote import Remote
 from tests.replication.cluster_rig import ClusterRig
 from tests.replication.rig import B, block, blocks, create, run, sound
@@ -140,5 +142,64 @@ def test_the_owner_s_death_amid_forwarded_writes_loses_none_that_was_acknowledge
             assert counts_of(b).taken_over == 1
             await b.flush_handle(theirs)
             await sound(b, 20)
+
+    run(scenario)
+
+
+def test_a_node_is_not_waited_for_by_its_own_writes_and_shows_them_at_once(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b, c = [await cluster.start(name) for name in "abc"]
+            await create(a, 20, BLOCKS * B)
+            mine, theirs = await writer(a, 20), await writer(b, 20)
+            await put(a, mine, 0, block(1))
+            await a.flush_handle(mine)
+            followers = [company_of(node).follower for node in (b, c)]
+            for follower in followers:
+                await follower.newest(20)
+            silence = trio.Event()
+            published = cluster.switch.nodes["b"]._handlers["publish"]
+
+            async def late(*call: Any) -> Answer:
+                await silence.wait()
+                return await published(*call)
+
+            cluster.switch.nodes["b"]._handlers["publish"] = late
+            for number in range(2, 12):
+                await put(b, theirs, number * B, block(number))
+                version = a.heads[20].log.version
+                assert (await followers[1].newest(20)).version == version
+                assert followers[0].newest_nowait(20) is None, "it knows better"
+            assert (await followers[0].newest(20)).version == version, "it asked again"
+            silence.set()
+            await put(a, mine, 0, block(12))
+            await a.flush_handle(mine)
+            assert (await followers[0].newest(20)).version == a.heads[20].log.version == version + 1
+
+    run(scenario)
+
+
+def test_of_many_forwarded_writes_their_node_is_told_together(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await create(a, 20, BLOCKS * B)
+            mine, theirs = await writer(a, 20), await writer(b, 20)
+            follower = company_of(b).follower
+            await follower.newest(20)
+            before = follower.applied
+            for number in range(100):
+                await put(b, theirs, number % BLOCKS * B, block(number))
+            version = a.heads[20].log.version
+            while follower.applied < before + 100:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            newest = follower.newest_nowait(20)
+            assert newest is not None
+            assert newest.version == version
+            assert follower.gaps == 0
+            calls = [verb for source, _, verb in cluster.switch.calls if source == "a"]
+            assert 0 < calls.count("publish") < 50
+            assert b.workspace.index.state(20) is not None
+            assert await get(a, mine, 0, BLOCKS * B) == await get(b, theirs, 0, BLOCKS * B)
 
     run(scenario)

@@ -50,7 +50,7 @@ def no_fence(patch: pytest.MonkeyPatch) -> None:
 def acknowledged_before_durable(patch: pytest.MonkeyPatch) -> None:
     """fsync returns at once."""
 
-    async def at_once(head: Any) -> None:
+    async def at_once(head: Any, **_: Any) -> None:
         commit.begin_nowait(head)
         await trio.lowlevel.checkpoint()
 
@@ -62,7 +62,7 @@ def acknowledged_before_durable(patch: pytest.MonkeyPatch) -> None:
 def no_waiting_for_subscribers(patch: pytest.MonkeyPatch) -> None:
     """A flush returns though subscribers have not heard of it."""
 
-    async def at_once(self: Any, version: int) -> None:
+    async def at_once(self: Any, version: int, **_: Any) -> None:
         await trio.lowlevel.checkpoint()
 
     patch.setattr(audience.Audience, "wait", at_once)
@@ -148,7 +148,7 @@ def sessions_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
 def forwarded_writes_are_not_committed(patch: pytest.MonkeyPatch) -> None:
     """A forwarded write is acknowledged when it is in the owner's memory."""
 
-    async def not_at_all(head: Any) -> None:
+    async def not_at_all(head: Any, **_: Any) -> None:
         await trio.lowlevel.checkpoint()
 
     patch.setattr(forwarding, "commit_light", not_at_all)
@@ -160,8 +160,8 @@ def the_newest_publication_first(patch: pytest.MonkeyPatch) -> None:
     before = follower.Follower._applied
     skipped: list[int] = []
 
-    async def applied(self: Any, told: Any, data: bytes, state: Any) -> Any:
-        skipped.append(told.version)
-        return await before(self, told, data, state) if len(skipped) % 2 else state
+    async def applied(self: Any, lot: list[Any], state: Any) -> Any:
+        skipped.append(lot[-1][0].version)
+        return await before(self, lot, state) if len(skipped) % 2 else state
 
     patch.setattr(follower.Follower, "_applied", applied)
