@@ -54,11 +54,11 @@ async def flush(head: Head) -> None:
     Raises:
         NoSpace, Unavailable, Corrupt: it is not; what was pending is kept and tried again by the next flush.
     """
-    target = head.change_no
+    target, failures = head.change_no, head.index_failures
     head.flushing += 1
     try:
         await _commit_to(head, target)
-        while not head.gone and head.light_commits:
+        while not head.gone and head.light_commits and head.index_failures == failures:
             if head.commit_done is None and not begin_nowait(head):
                 if _needs_record(head):
                     await _begin_with_room(head)
@@ -385,10 +385,14 @@ def _finish(head: Head, flight: Flight) -> None:
         if head.audience is not None:
             head.audience.publish(flight.commit, head.log.epoch, generation=head.generation)
     if flight.index_error is not None:
-        log.error("the index lags behind: %s vdisk=%d", flight.index_error, head.vdisk)
+        if not head.index_failures:
+            log.error("the index lags behind: %s vdisk=%d", flight.index_error, head.vdisk)
+        head.index_failures += 1
+        head.light_commits += 1  # as if it had been left alone: the next flush, or tick, tries again
         _take_back(head, flight)
     elif flight.batch is not None:
         head.commits += 1
+        head.index_failures = 0
         head.committing = set()
         head.pinned[:] = head.dirty, head.committing
         head.groups.pinned[1] = set()

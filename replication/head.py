@@ -111,6 +111,8 @@ class Head(Reader):
         """The commit that runs now."""
         self.light_commits = 0
         """Commits since the index was last given anything; its rows are dirty still."""
+        self.index_failures = 0
+        """How often in a row the index did not take what it was given."""
         self.flushing = 0
         """Callers that want the index to have all."""
         self.sync_waiters: list[Callable[[], None]] = []

@@ -3,11 +3,12 @@
     subscribe -> Audience -> publish (each commit, in order) -> acknowledged -> flush returns
 
 A vdisk that nobody follows costs nothing: ``Head.audience`` is None. While one is followed its collection waits, so that
-what a subscriber's index names stays where it is.
+what a subscriber's index names stays where it is; so it does for a while after a takeover and after a daemon's start.
 """
 
 import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 RETRY_S = 0.05
+GRACE_S = 2 * SUBSCRIPTION_S
+"""A live node subscribes again to what it reads within a second; what one could not be told it does not trust."""
 NEAR_VERSIONS = 32
 """So far behind a subscriber may be and yet be waited for: it needs milliseconds."""
 
@@ -75,6 +78,8 @@ class Publisher:
         self._family, self._heads, self._resting, self._load = family, heads, resting, load
         self._audiences: dict[int, Audience] = {}
         self._taken_over_s: dict[int, float] = {}
+        self._unknown_until_s = -math.inf
+        """Who follows what is not known before, after a start."""
         self._nursery: trio.Nursery | None = None
         mirror.listeners.append(self._note_owner)
         for verb, handler in (
@@ -97,6 +102,8 @@ class Publisher:
 
     def has_subscribers(self, vdisk: int) -> bool:
         """Whether anybody may read what the vdisk's rows named: nothing of it is moved or deleted now."""
+        if self._workspace.clock_s() < self._unknown_until_s:
+            return True
         audience = self._audiences.get(vdisk)
         if audience is not None:
             audience.end_old()
@@ -125,9 +132,13 @@ class Publisher:
     async def announce_start(self) -> None:
         """Returns when no other node trusts what a daemon before this one, of this node's name, knew of it as a subscriber.
 
-        This one publishes to nobody yet: what it acknowledged they would not hear of.
+        This one publishes to nobody yet: what it acknowledged they would not hear of. And it collects nothing before those
+        who read have subscribed again, for it knows of none of them.
         """
-        await self._tell_others(STARTED, {})
+        if len(self._membership.members()) > 1:
+            self._unknown_until_s = math.inf
+            await self._tell_others(STARTED, {})
+            self._unknown_until_s = self._workspace.clock_s() + GRACE_S
 
     async def _tell_others(self, verb: str, values: Mapping[str, Any]) -> None:
         others = [node for node in self._membership.members() if node != self._membership.node]

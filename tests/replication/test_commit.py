@@ -463,6 +463,28 @@ class TestIndexThatLags:
         run(main)
         expect_errors(caplog, "the index lags behind")
 
+    def test_a_flush_of_nothing_brings_it_up_and_tries_that_once(
+        self, faulty: FaultyRig, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def main() -> None:
+            async with faulty.node() as vdisks:
+                head = await create(vdisks, 20, 2 * MIB)
+                await write(head, 0, blocks(1, 2))
+                faulty.faults.failing["apply"] = 3
+                for tries in range(1, 4):
+                    await vdisks.flush(20)
+                    assert (head.log.version, head.index_lags) == (1, True)
+                    assert faulty.faults.calls["apply"] == tries
+                await vdisks.flush(20)
+                assert (head.log.version, head.index_lags) == (1, False)
+                assert faulty.faults.calls["apply"] == 4
+                vdisks.workspace.row_cache.shrink(0)
+                assert await content(head) == blocks(1, 2).ljust(2 * MIB, b"\0")
+                await sound(vdisks, 20)
+
+        run(main)
+        expect_errors(caplog, "the index lags behind")
+
     @pytest.mark.parametrize("kill", [False, True])
     def test_an_index_that_lagged_to_the_end_is_brought_up_from_the_log(
         self, faulty: FaultyRig, caplog: pytest.LogCaptureFixture, kill: bool

@@ -73,6 +73,34 @@ def test_what_a_peer_follows_is_collected_only_after_it_has_gone(cluster: Cluste
     run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
+def test_a_new_daemon_of_an_owner_collects_nothing_before_those_who_read_have_said_so(
+    cluster: ClusterRig,
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await create(a, V)
+            await filled(a, 1)
+            await a.flush(VdiskId(V))
+            handle = await opened(b)
+            for number in range(2, 5):
+                await filled(a, number)
+            cluster.switch.cut |= {("b", "a")}  # for a moment, about its start
+            await cluster.kill("a")
+            a = await cluster.start("a")
+            assert await collected(a) == 0
+            cluster.switch.cut.clear()
+            await passes(SUBSCRIPTION_S)
+            assert await collected(a) == 0
+            b.workspace.row_cache.shrink(0)
+            assert await content(b, handle) == whole(1)
+            b.close(handle)
+            await passes(25)
+            assert await collected(a) > 0
+
+    run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
 def test_a_reader_whose_version_was_collected_while_it_was_cut_off_is_told_so(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():
