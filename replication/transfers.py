@@ -311,11 +311,11 @@ class Transfers:
         if not self.is_serving:
             raise Unavailable("the node is just starting, or ending")
         async with self._handing.setdefault(vdisk, trio.Lock()):
-            if not force and self._is_used(vdisk):
+            given = await self._give(vdisk, node, force=force)
+            if given is None:
                 await self._check_mine(vdisk)
                 self._sharers.setdefault(vdisk, set()).add(node)
-                return {"epoch": 0, "kept": []}, b""
-            epoch, kept = await self._give(vdisk, node)
+        epoch, kept = given or (0, [])
         return {"epoch": epoch, "kept": kept}, b""
 
     def _is_used(self, vdisk: int) -> bool:
@@ -339,12 +339,15 @@ class Transfers:
             raise NotOwner(f"another node owns the vdisk vdisk={vdisk} node={owner.node}")
         return owner
 
-    async def _give(self, vdisk: int, to: str) -> tuple[int, list[int]]:
-        """Hands the vdisk over; returns the new epoch, and the versions that are kept."""
+    async def _give(self, vdisk: int, to: str, *, force: bool = False) -> tuple[int, list[int]] | None:
+        """Hands the vdisk over; returns the new epoch, and the versions that are kept. None: it is written here."""
         own = self._own
         async with own.loading.alone_at(vdisk):  # nobody loads the head meanwhile
             owner, head = await self._check_mine(vdisk), own.heads.get(vdisk)
             view = None
+            # No await from here to the head's being closed: who opens a file meanwhile waits for the end, or is seen.
+            if not force and self._is_used(vdisk):
+                return None
             if head is not None:
                 head.close(NotOwner(f"the vdisk is being handed over vdisk={vdisk} node={to}"))
             try:
@@ -551,9 +554,10 @@ class Transfers:
 
     async def _hand_to_sharer(self, vdisk: int, node: str) -> None:
         async with self._handing.setdefault(vdisk, trio.Lock()):
-            if self._is_used(vdisk):
-                return
-            epoch, kept = await self._give(vdisk, node)
+            given = await self._give(vdisk, node)
+        if given is None:
+            return
+        epoch, kept = given
         with suppress(VdiskfsError):  # it finds out with its next request
             told = {"vdisk": vdisk, "epoch": epoch, "kept": kept}
             await self._links.call(node, "owned", told, deadline_s=ASK_S)

@@ -64,7 +64,10 @@ def test_ownership_goes_to_where_it_is_written(both: tuple[MountedPool, MountedP
         assert file.read(0) == 1
         file.write(1, 2)
         os.fsync(file.fd)
-        assert owner(a, "disk") == owner(b, "disk") == "b"
+        wait_until(
+            lambda: owner(a, "disk") == "b", "a's kernel has told of the close, which it does behind it"
+        )
+        assert owner(b, "disk") == "b"
     with Direct(a.mountpoint / "disk") as file:
         assert (file.read(0), file.read(1)) == (1, 2)
 

@@ -394,3 +394,29 @@ def test_a_summary_that_could_not_be_written_leaves_none_of_before(
             assert await get(b, theirs, 0, 4 * B) == blocks(3, 4, 5)
 
     run(scenario)
+
+
+def test_a_vdisk_that_is_opened_while_it_is_about_to_be_handed_over_stays(
+    cluster: ClusterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b = cluster.node("a"), await cluster.start("b")
+            transfers = company_of(a).transfers
+            number, checked = 0, transfers._check_mine
+
+            async def open_meanwhile(vdisk: int) -> Owner:
+                nonlocal number
+                owner = await checked(vdisk)
+                if not number:
+                    number = await writer(a, 20)
+                return owner
+
+            monkeypatch.setattr(transfers, "_check_mine", open_meanwhile)
+            theirs = await writer(b, 20)
+            assert isinstance(a.heads_by_handle[number], Head)
+            assert isinstance(b.heads_by_handle[theirs], Remote)
+            assert await find_owner(cluster.catalog, 20) == Owner("a", 1)
+
+    run(scenario)
