@@ -19,8 +19,13 @@ from replication.session import Session
 
 
 @asynccontextmanager
-async def among_nodes(settings: NodeSettings, catalog: Catalog) -> AsyncIterator[tuple[NodeLinks, Session]]:
-    """The node's links and its session, alive; the pool is locked under its name.
+async def among_nodes(
+    settings: NodeSettings, catalog: Catalog, *, is_alone: bool
+) -> AsyncIterator[tuple[NodeLinks, Session]]:
+    """The node's links and its session, alive.
+
+    Args:
+        is_alone: the pool is locked under its name: no other node can bear it now.
 
     Raises:
         VdiskfsError: the node is not let in, and why; whatever the body raises, as it is.
@@ -32,7 +37,7 @@ async def among_nodes(settings: NodeSettings, catalog: Catalog) -> AsyncIterator
     )
     async with NodeLinks(credentials, identity=identity, host=host, port=port) as links:
         member = Member(settings.node, host, links.port, identity)
-        async with Session(catalog, member, is_alone=True) as session:
+        async with Session(catalog, member, is_alone=is_alone) as session:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(session.run)

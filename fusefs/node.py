@@ -49,7 +49,6 @@ from fusefs.settings import NO_FD, NodeSettings
 from fusefs.snapshot_tree import SnapshotTree
 from fusefs.start_times import StartTimes
 from fusefs.trash import Trash, read_keep_s
-from metadata.catalog_sqlite import open_sqlite_catalog
 from metadata.errors import Corrupt, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.index import Index
@@ -58,7 +57,8 @@ from replication.collection_schedule import CollectionSchedule, LoopUse
 from replication.collector import Collector
 from replication.journal import Journal
 from replication.pool import OPEN_FILES_MAX
-from replication.pool_directory import CATALOG_NAME, open_pool
+from replication.pool_catalog import open_catalog, read_address
+from replication.pool_directory import open_pool
 from replication.vdisks import StartOver, Vdisks
 from replication.workspace import Workspace
 
@@ -110,8 +110,12 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         pool = open_pool(settings.pool)
         stack.callback(pool.close)
         check_pool(pool)
-        pool.lock(settings.node)
-        catalog = await open_sqlite_catalog(pathlib.Path(settings.pool, CATALOG_NAME))
+        is_embedded = await trio.to_thread.run_sync(read_address, pool.path) is None
+        if (
+            is_embedded
+        ):  # else the session alone tells nodes of one name apart: locks may not reach other machines
+            pool.lock(settings.node)
+        catalog = await open_catalog(pool.path, pool.pool_id)
         stack.push_async_callback(catalog.aclose)
         times.note("pool and catalog")
         os.makedirs(settings.state, mode=0o700, exist_ok=True)
@@ -121,7 +125,7 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         times.note("index")
         journal = Journal(os.path.join(settings.state, "journal"), pool.salt)
         stack.callback(journal.close)
-        links, session = await stack.enter_async_context(among_nodes(settings, catalog))
+        links, session = await stack.enter_async_context(among_nodes(settings, catalog, is_alone=is_embedded))
         times.note("session")
         workspace = Workspace(pool, index, journal, catalog, settings.node, links=links, membership=session)
         announce = Announcer(links, session).announce

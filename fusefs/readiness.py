@@ -11,10 +11,10 @@ import os
 import pathlib
 
 from fusefs.settings import NodeSettings
-from metadata.catalog_sqlite import check_sqlite_catalog
 from metadata.errors import InvalidRequest, NoSpace, Unavailable
 from replication.pool import Pool
-from replication.pool_directory import CATALOG_NAME, open_pool, write_durably
+from replication.pool_catalog import check_catalog
+from replication.pool_directory import open_pool, write_durably
 
 STATE_FORMAT = 1
 _FILE_BYTES_MAX = 4096
@@ -66,7 +66,7 @@ def check_all(settings: NodeSettings) -> None:
     pool = open_pool(settings.pool)
     try:
         check_pool(pool)
-        check_sqlite_catalog(pathlib.Path(settings.pool, CATALOG_NAME))
+        check_catalog(pool.path, pool.pool_id)
         check_state(settings.state, pool)
     finally:
         pool.close()

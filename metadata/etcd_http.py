@@ -301,6 +301,8 @@ def _answer(status: int, body: bytes) -> Message:
             return message
     try:  # behind an error's JSON the gateway leaves a trailer
         message, _ = json.JSONDecoder().raw_decode(body.decode(errors="replace"))
+        if isinstance(message["error"], dict):  # a stream's
+            message = {"code": message["error"]["grpc_code"], **message["error"]}
         raise Refused(str(message["message"]), int(message["code"]))
     except (ValueError, KeyError, TypeError):
         raise Corrupt(f"what answers there does not speak etcd's JSON status={status}") from None

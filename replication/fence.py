@@ -15,12 +15,15 @@ import trio
 
 from metadata.catalog import Catalog, owner_key
 from metadata.errors import Fenced, Unavailable, VdiskfsError
-from replication.ownership import find_owner
+from replication.ownership import Owner, find_owner
 
 log = logging.getLogger(__name__)
 
-ASK_S = 10.0
-"""A commit waits so long for the catalog; then it fails, and is tried again by the next flush."""
+ASK_S = 30.0
+"""A commit waits so long for the catalog, which may be electing a leader, or starting; then it fails, and is tried again
+by the next flush."""
+AGAIN_S = 0.25
+"""Before a catalog that did not answer is asked again."""
 
 Verdict = Callable[[VdiskfsError | None], None]
 """Told ``None`` if the vdisk was owned, ``Fenced`` if not, ``Unavailable`` if nobody knows."""
@@ -80,18 +83,24 @@ class Fence:
 
     async def _judge(self, vdisk: int, epoch: int, verdict: Verdict) -> None:
         self.questions += 1
-        found: VdiskfsError | None = Unavailable(f"the catalog does not say who owns the vdisk vdisk={vdisk}")
+        silent = f"the catalog does not say who owns the vdisk vdisk={vdisk}"
+        found: VdiskfsError | None = Unavailable(silent)
         with trio.move_on_after(ASK_S):
-            try:
-                owner = await find_owner(self._catalog, vdisk)
-                found = None
-                if (owner.node, owner.epoch) != (self._node, epoch):
-                    found = Fenced(
-                        f"another node took the vdisk over: what was not flushed before is lost vdisk={vdisk} "
-                        f"node={owner.node} epoch={owner.epoch} ours={epoch}"
-                    )
-            except VdiskfsError as exc:
-                found = Unavailable(f"the catalog does not say who owns the vdisk vdisk={vdisk}: {exc}")
+            while isinstance(found, Unavailable):
+                try:
+                    found = _judged(await find_owner(self._catalog, vdisk), vdisk, (self._node, epoch))
+                except VdiskfsError as exc:
+                    found = Unavailable(f"{silent}: {exc}")
+                    await trio.sleep(AGAIN_S)
         verdict(found)
         if isinstance(found, Fenced):
             self._note_deposed(vdisk, found)
+
+
+def _judged(owner: Owner, vdisk: int, ours: tuple[str, int]) -> Fenced | None:
+    if (owner.node, owner.epoch) == ours:
+        return None
+    return Fenced(
+        f"another node took the vdisk over: what was not flushed before is lost vdisk={vdisk} node={owner.node} "
+        f"epoch={owner.epoch} ours={ours[1]}"
+    )

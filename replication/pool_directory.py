@@ -1,7 +1,7 @@
 """The pool as a directory: the one home of pool files.
 
     POOL/vdiskfs.pool                                format, identity, salt (JSON)
-    POOL/catalog.sqlite                              the embedded catalog (metadata/catalog_sqlite.py)
+    POOL/catalog.sqlite, or POOL/catalog             the embedded catalog, or where another one is (replication/pool_catalog.py)
     POOL/lock                                        held by all nodes together: earlier releases serve a pool alone
     POOL/nodes/NODE.lock                             held by the node of this name
     POOL/vdisks/SH/VDISK/EPOCH-NUMBER.group          extent groups, append only
@@ -14,7 +14,6 @@ SH is the vdisk id's low byte, VDISK its 16 hex digits.
 import fcntl
 import json
 import os
-import pathlib
 import re
 import secrets
 import shutil
@@ -26,7 +25,6 @@ from typing import BinaryIO
 
 from xxhash import xxh3_64
 
-from metadata.catalog_sqlite import create_sqlite_catalog
 from metadata.errors import (
     Corrupt,
     Exists,
@@ -34,15 +32,17 @@ from metadata.errors import (
     NoSpace,
     NotFound,
     NotOwner,
+    VdiskfsError,
 )
+from metadata.etcd_address import parse_etcd_address
 from metadata.ids import GroupId, epoch_of, group_id, number_of
 from metadata.namespace_plans import plan_root
 from metadata.records import group_seed
 from metadata.units import TRASH_S_DEFAULT
 from replication.pool import GroupFile, Pool, pool_error
+from replication.pool_catalog import ADDRESS_NAME, create_catalog, forget_catalog
 
 FORMAT = 1
-CATALOG_NAME = "catalog.sqlite"
 _GROUP_NAME = re.compile(r"([0-9a-f]{6})-([0-9a-f]{7})\.group")
 _CHECKPOINT_NAME = re.compile(r"([0-9a-f]{16})\.checkpoint")
 _CHECKPOINT_END = struct.Struct("<8sQ")
@@ -287,17 +287,20 @@ def _creating(path: str) -> Iterator[None]:
         raise pool_error(exc, f"creating {path}") from exc
 
 
-def format_pool(path: str, *, trash_s: int = TRASH_S_DEFAULT) -> DirectoryPool:
+def format_pool(path: str, *, trash_s: int = TRASH_S_DEFAULT, catalog: str = "") -> DirectoryPool:
     """Makes a directory, which may exist if it is empty, a pool.
 
     Args:
         trash_s: how long deleted vdisks can be restored; 0: not at all.
+        catalog: where its catalog is to be; in the directory unless told.
 
     Raises:
         Exists: it is a pool already.
         InvalidRequest: it is something else, or cannot be written.
+        Unavailable: the catalog does not answer.
     """
     path = os.path.abspath(path)
+    address = parse_etcd_address(catalog) if catalog else None
     marker = os.path.join(path, "vdiskfs.pool")
     if os.path.exists(marker):
         raise Exists(f"this is a pool already: choose another directory, or delete it first path={path}")
@@ -305,13 +308,24 @@ def format_pool(path: str, *, trash_s: int = TRASH_S_DEFAULT) -> DirectoryPool:
         raise InvalidRequest(f"not a directory path={path}")
     if os.path.isdir(path) and set(os.listdir(path)) - {"lost+found"}:
         raise InvalidRequest(f"the directory is not empty: choose an empty or a new one path={path}")
-    facts = {"format": FORMAT, "pool": secrets.token_hex(8), "salt": secrets.token_hex(8)}
-    with _creating(path):
-        os.makedirs(os.path.join(path, "vdisks"), mode=0o700, exist_ok=True)
-        os.chmod(path, 0o700)
-        root = plan_root(os.getuid(), os.getgid(), now_ns=time.time_ns(), settings={"trash_s": trash_s})
-        create_sqlite_catalog(pathlib.Path(path, CATALOG_NAME), first=root)
-        write_durably(marker, json.dumps(facts).encode())
+    pool_id = secrets.token_hex(8)
+    facts = {"format": FORMAT, "pool": pool_id, "salt": secrets.token_hex(8)}
+    root = plan_root(os.getuid(), os.getgid(), now_ns=time.time_ns(), settings={"trash_s": trash_s})
+    if address is not None:  # first: if it does not answer, nothing was begun here
+        create_catalog(path, pool_id, address=address, first=root)
+    try:
+        with _creating(path):
+            os.makedirs(os.path.join(path, "vdisks"), mode=0o700, exist_ok=True)
+            os.chmod(path, 0o700)
+            if address is None:
+                create_catalog(path, pool_id, address=None, first=root)
+            else:
+                write_durably(os.path.join(path, ADDRESS_NAME), catalog.encode() + b"\n")
+            write_durably(marker, json.dumps(facts).encode())
+    except VdiskfsError:
+        if address is not None:
+            forget_catalog(pool_id, address)
+        raise
     return open_pool(path)
 
 

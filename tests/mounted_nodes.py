@@ -16,12 +16,19 @@ SOON_S = 30.0
 class MountedNodes:
     """One pool under ``folder``, and the nodes that a test starts on it, by name."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, *, catalog: str = "", entrance: tuple[str, ...] = ()) -> None:
+        """
+        Args:
+            catalog: its address; in the pool unless told.
+            entrance: of the host where the pool is formatted.
+        """
         self.folder = folder
         self.pool = folder / "pool"
         self.by_name: dict[str, MountedPool] = {}
         self._stopped: set[int] = set()
-        self.node("format", is_mounted=False).run("format", self.pool)
+        maker = self.node("format", is_mounted=False)
+        maker.prefix = entrance
+        maker.run("format", self.pool, *(["--catalog", catalog] if catalog else []))
 
     def node(self, name: str, *options: object, is_mounted: bool = True) -> MountedPool:
         """The node of this name, mounted unless it was before."""

@@ -7,7 +7,7 @@ from metadata.boot_clock import boot_time_ns
 from metadata.catalog import session_key
 from metadata.catalog_sqlite import lease_end_ns
 from metadata.units import BLOCK_BYTES
-from replication.pool_directory import CATALOG_NAME
+from replication.pool_catalog import CATALOG_NAME
 from tools.bench_contenders import Vdiskfs
 from tools.bench_footprint import make_vdisks
 from tools.bench_machine import drop_caches, settle

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from fusefs.settings import LISTEN_DEFAULT
 from metadata.errors import InvalidRequest, VdiskfsError
 from metadata.units import NAME_BYTES_MAX, TRASH_S_DEFAULT
 from tools.cluster_arguments import cluster_verbs
@@ -128,9 +127,15 @@ def _adding_to(verbs: "argparse._SubParsersAction[OneLineParser]") -> AddVerb:
     return verb
 
 
-def _add_mount_verbs(verb: AddVerb) -> None:
+def _add_format(verb: AddVerb) -> None:
     added = verb("format", "tools.commands_mount:format_pool", "make a directory a pool")
     added.add_argument("pool", metavar="POOL", help="an empty or a new directory")
+    added.add_argument(
+        "--catalog",
+        default="",
+        metavar="URL",
+        help="etcd://HOST:PORT,..., for nodes on several machines (default: in the directory, for one machine's)",
+    )
     added.add_argument(
         "--trash",
         type=_duration,
@@ -139,6 +144,9 @@ def _add_mount_verbs(verb: AddVerb) -> None:
         help="how long 'rm' keeps vdisks restorable: seconds, or with m, h, d or w; 0: not at all (default: 1d)",
     )
 
+
+def _add_mount_verbs(verb: AddVerb) -> None:
+    _add_format(verb)
     added = verb("mount", "tools.commands_mount:mount", "mount a pool; ready when it returns")
     added.add_argument("pool", metavar="POOL")
     added.add_argument("mountpoint", metavar="MOUNTPOINT")
@@ -154,9 +162,8 @@ def _add_mount_verbs(verb: AddVerb) -> None:
     added.add_argument(
         "--listen",
         type=_listen,
-        default=LISTEN_DEFAULT,
         metavar="HOST[:PORT]",
-        help="where nodes of other machines call this one (default: this machine's nodes only)",
+        help="where nodes of other machines call this one (default: only this machine's do)",
     )
     added.add_argument("--foreground", action="store_true", help="stay, and log to stderr")
     added.add_argument(

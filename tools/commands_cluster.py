@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import os
-import pathlib
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -11,11 +10,11 @@ from typing import TypeVar
 import trio
 
 from fusefs import state_directory
-from metadata.catalog import SESSION_PREFIX, Change
-from metadata.catalog_sqlite import SqliteCatalog, open_sqlite_catalog
+from metadata.catalog import SESSION_PREFIX, Catalog, Change
 from metadata.errors import InvalidRequest
 from replication.credentials import authority_folder, ensure_credentials, make_cluster, read_cluster
-from replication.pool_directory import CATALOG_NAME, open_pool
+from replication.pool_catalog import open_catalog
+from replication.pool_directory import open_pool
 from replication.session import read_member
 from tools.render import print_json, print_table
 
@@ -26,7 +25,7 @@ def init(arguments: argparse.Namespace) -> int:
     """Make a pool's certificate authority, here or in a folder of the administrator's."""
     folder = _folder(arguments)
 
-    async def make(catalog: SqliteCatalog) -> str:
+    async def make(catalog: Catalog) -> str:
         return (await make_cluster(catalog, folder, is_asked=True)).cluster
 
     cluster = _with_catalog(arguments.pool, make)
@@ -41,7 +40,7 @@ def join(arguments: argparse.Namespace) -> int:
         arguments.state or state_directory.default_folder(node, uid=uid, environment=os.environ)
     )
 
-    async def make(catalog: SqliteCatalog) -> float:
+    async def make(catalog: Catalog) -> float:
         if await read_cluster(catalog) is None:
             raise InvalidRequest(
                 f"the pool has no cluster yet: 'vdiskfs cluster init' or its first mount makes one pool={arguments.pool}"
@@ -60,7 +59,7 @@ def join(arguments: argparse.Namespace) -> int:
 def list_nodes(arguments: argparse.Namespace) -> int:
     """Show the cluster and the nodes that are there now."""
 
-    async def read(catalog: SqliteCatalog) -> dict[str, object]:
+    async def read(catalog: Catalog) -> dict[str, object]:
         cluster = await read_cluster(catalog)
         await catalog.transact(Change())  # ends the sessions that are over: perhaps no node is there to do so
         rows, _ = await catalog.read(SESSION_PREFIX)
@@ -93,12 +92,12 @@ def _folder(arguments: argparse.Namespace) -> str:
     return os.path.realpath(arguments.ca_dir or authority_folder(arguments.pool))
 
 
-def _with_catalog(pool_path: str, call: Callable[[SqliteCatalog], Awaitable[T]]) -> T:
+def _with_catalog(pool_path: str, call: Callable[[Catalog], Awaitable[T]]) -> T:
     pool = open_pool(pool_path)
     pool.close()
 
     async def main() -> T:
-        catalog = await open_sqlite_catalog(pathlib.Path(pool.path, CATALOG_NAME))
+        catalog = await open_catalog(pool.path, pool.pool_id)
         try:
             return await call(catalog)
         finally:

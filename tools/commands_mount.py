@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from fusefs import control_client, ending, launch, mount_table, registry, state_directory
 from fusefs.mount_table import MountEntry
-from fusefs.settings import KeeperSettings
-from metadata.errors import ReadOnly, Unavailable, VdiskfsError
+from fusefs.settings import LISTEN_DEFAULT, KeeperSettings
+from metadata.errors import InvalidRequest, ReadOnly, Unavailable, VdiskfsError
 from tools.cluster_tables import print_nodes, print_vdisks
 from tools.paths import locate
 from tools.render import ProgressLine, print_facts, print_json, print_table, readable
@@ -21,7 +21,7 @@ def format_pool(arguments: argparse.Namespace) -> int:
     """Make a directory a pool."""
     from replication import pool_directory
 
-    pool = pool_directory.format_pool(arguments.pool, trash_s=arguments.trash)
+    pool = pool_directory.format_pool(arguments.pool, trash_s=arguments.trash, catalog=arguments.catalog)
     sys.stdout.write(f"formatted {pool.url}, pool {pool.pool_id}\n")
     return 0
 
@@ -53,7 +53,7 @@ def _say_if_requests_are_lost(settings: KeeperSettings) -> None:
 
 
 def _keeper_settings(arguments: argparse.Namespace) -> KeeperSettings:
-    from replication import pool_directory
+    from replication import pool_catalog, pool_directory
 
     uid = os.geteuid()
     pool_path = os.path.realpath(arguments.pool)
@@ -61,6 +61,10 @@ def _keeper_settings(arguments: argparse.Namespace) -> KeeperSettings:
     pool.close()
     if not os.access(pool_path, os.W_OK | os.X_OK):
         raise ReadOnly(f"the pool is read-only for this user: it must be writable path={pool_path}")
+    if arguments.listen is None and pool_catalog.read_address(pool_path) is not None:
+        raise InvalidRequest(
+            "this pool's nodes may be on several machines: say where they call this one with --listen HOST[:PORT]"
+        )
     mountpoint = mount_table.resolve(arguments.mountpoint, mount_table.read_mounts())
     node = arguments.node or state_directory.default_node(
         host=os.uname().nodename, mountpoint=mountpoint, pool_id=pool.pool_id
@@ -74,7 +78,7 @@ def _keeper_settings(arguments: argparse.Namespace) -> KeeperSettings:
         runtime=registry.runtime_folder(uid, os.environ),
         options=tuple(arguments.options),
         daemon=launch.daemon_command(),
-        listen=arguments.listen,
+        listen=arguments.listen or LISTEN_DEFAULT,
     )
 
 

@@ -28,7 +28,8 @@ from replication.caches import FifoCache
 from replication.checking import check
 from replication.head import Head
 from replication.journal import CAPACITY, Journal
-from replication.pool_directory import CATALOG_NAME, DirectoryPool
+from replication.pool_catalog import CATALOG_NAME
+from replication.pool_directory import DirectoryPool
 from replication.reader import REQUEST_BYTES_MAX
 from replication.scrub import scrub
 from replication.vdisks import Vdisks
