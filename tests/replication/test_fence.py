@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from metadata.errors import Fenced, Unavailable
+from replication import fence
 from replication.commit import flush
 from replication.ownership import find_owner, take_over
 from tests.replication.cluster_rig import ClusterRig
@@ -76,6 +77,7 @@ def test_without_an_answer_of_the_catalog_a_commit_fails_and_is_tried_again(
                     raise Unavailable("the catalog does not answer")
 
                 patched.setattr(cluster.catalog, "read", silent)
+                patched.setattr(fence, "ASK_S", 0.5)
                 with pytest.raises(Unavailable):
                     await a.flush_handle(handles_of(a, 20)[0])
                 assert head.is_dirty
