@@ -5,7 +5,7 @@
 #   make check      format, lint, types, tests: the one gate, what CI runs
 #   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
 #   make fuzz       random operations, in the core and through the kernel, against a model; properties   SECONDS=60
-#   make simulate   several nodes over a lossy network, clock and catalog   SEEDS=1-500, MUTANT=... for a planted bug
+#   make simulate   several nodes over a lossy network, clock and catalog   SEEDS=1-500; MUTANT=all: the seeds that find planted bugs
 #   make powercut   states in which unsynced writes are lost or torn               ROUNDS=500
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
 #   make survive    daemons and keepers die under fio, a guest, random operations; a table of pauses    ROUNDS=200

@@ -44,6 +44,8 @@ class Subscriber:
     node: str
     renewed_s: float
     """When its last renewal came."""
+    serial: int
+    """Of its subscription; the node gives each a greater one."""
     acknowledged: int = 0
     is_active: bool = False
     """It has, or is being told, all commits; what is not is only a pin against collection."""
@@ -76,10 +78,18 @@ class Audience:
         """Nodes, by how many of their requests are being committed."""
         self._is_late = False
 
-    def add(self, node: str) -> Subscriber:
-        """A node subscribes, or subscribes anew: not active yet."""
+    def add(self, node: str, serial: int) -> Subscriber:
+        """A node subscribes, or subscribes anew: not active yet.
+
+        Raises:
+            Unavailable: what it sent later came before.
+        """
+        self.end_old()
+        before = self.subscribers.get(node)
+        if before is not None and before.serial > serial:
+            raise Unavailable("the node has subscribed anew since")
         self.remove(node)
-        added = self.subscribers[node] = Subscriber(node, self._clock_s())
+        added = self.subscribers[node] = Subscriber(node, self._clock_s(), serial)
         return added
 
     def activate(self, subscriber: Subscriber, version: int) -> None:
@@ -95,6 +105,12 @@ class Audience:
             return False
         subscriber.renewed_s = self._clock_s()
         return True
+
+    def leave(self, node: str, serial: int) -> None:
+        """A node says that it does not follow any more, unless it has subscribed anew since."""
+        subscriber = self.subscribers.get(node)
+        if subscriber is not None and subscriber.serial <= serial:
+            self.remove(node)
 
     def remove(self, node: str) -> None:
         """A node does not follow any more."""

@@ -134,6 +134,7 @@ class Follower:
         self._workspace, self._links, self._membership, self._mirror = workspace, links, membership, mirror
         self._family, self._loading = family, loading
         self._following: dict[int, _Following] = {}
+        self._serial = 0
         self.applied = 0
         """Counts publications applied."""
         self.gaps = 0
@@ -214,6 +215,11 @@ class Follower:
 
     # ---- finding out
 
+    def _next_serial(self) -> int:
+        """Of what is sent: greater than those before, an earlier daemon's of this node too."""
+        self._serial = max(self._serial + 1, int(self._workspace.clock_s() * 1e9))
+        return self._serial
+
     def _is_trusted(self, following: _Following) -> bool:
         return self._workspace.clock_s() < following.trusted_until_s
 
@@ -255,7 +261,8 @@ class Follower:
             state = await self._workspace.wait_for(lambda: self._workspace.index.state(vdisk))
             for _ in range(ROUNDS_MAX):
                 sent_s = self._workspace.clock_s()
-                values = {"vdisk": vdisk, "version": state.version if state is not None else 0}
+                version = state.version if state is not None else 0
+                values = {"vdisk": vdisk, "version": version, "serial": self._next_serial()}
                 answer, _ = await self._links.call(owner.node, SUBSCRIBE, values, deadline_s=ASK_S)
                 standing = standing_in(answer)
                 if standing.epoch != owner.epoch:
@@ -501,8 +508,9 @@ class Follower:
             self._mirror.deleted.discard(vdisk)
 
     async def _unsubscribe(self, node: str, vdisks: list[int]) -> None:
+        values = {"vdisks": vdisks, "serial": self._next_serial()}
         with suppress(VdiskfsError):  # then it ends by itself
-            await self._links.call(node, UNSUBSCRIBE, {"vdisks": vdisks}, deadline_s=RENEW_S)
+            await self._links.call(node, UNSUBSCRIBE, values, deadline_s=RENEW_S)
 
 
 def _alike(told: deque[Told]) -> list[Told]:

@@ -5,6 +5,9 @@ publish      owner to peer: Publications of one vdisk, in order, and their recor
 renew        peer to owner: vdisks                         answer: those it has no subscription for ("lost")
 unsubscribe  peer to owner: vdisks
 moved        new owner to all: vdisk and epoch; trust in what was published under an older epoch ends
+
+What a peer subscribes to and unsubscribes bears a growing serial: a call that comes late, after its sender has given it
+up and subscribed anew, must not end the newer subscription, in which the peer trusts.
 """
 
 from collections.abc import Mapping, Sequence

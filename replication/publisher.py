@@ -176,6 +176,7 @@ class Publisher:
 
     async def _subscribe(self, node: str, values: Mapping[str, Any], _: bytes) -> Answer:
         vdisk, version = number_in(values, "vdisk"), number_in(values, "version")
+        serial = number_in(values, "serial")
         owner = await self._check_mine(vdisk)
         if self._nursery is None:
             raise Unavailable("the node is just starting")
@@ -184,7 +185,7 @@ class Publisher:
             describe = functools.partial(self._describe, vdisk)
             audience = Audience(self._links, self._workspace.clock_s, self._nursery, describe)
             self._audiences[vdisk] = audience
-        subscriber = audience.add(node)
+        subscriber = audience.add(node, serial)
         head = self._heads.get(vdisk)
         if head is None and vdisk not in self._resting:
             head = await self._load(VdiskId(vdisk))
@@ -262,7 +263,7 @@ class Publisher:
         for vdisk in numbers_in(values, "vdisks"):
             audience = self._audiences.get(vdisk)
             if audience is not None:
-                audience.remove(node)
+                audience.leave(node, number_in(values, "serial"))
                 self._drop_if_empty(vdisk)
         return {}, b""
 

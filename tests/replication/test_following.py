@@ -6,13 +6,14 @@ import pytest
 import trio
 import trio.testing
 
-from metadata.errors import NotOwner
+from metadata.errors import NotOwner, Unavailable
 from metadata.ids import VdiskId
 from replication.cluster import SUBSCRIPTION_S
 from replication.commit import flush
 from replication.company import Company
 from replication.follower import Newest
 from replication.head import Head
+from replication.publication import SUBSCRIBE, UNSUBSCRIBE
 from replication.vdisks import Vdisks
 from tests.replication.cluster_rig import ClusterRig
 from tests.replication.rig import block, close_and_rest, create, run, write
@@ -78,6 +79,23 @@ def test_a_vdisk_that_nobody_follows_is_told_to_nobody(cluster: ClusterRig) -> N
             await changed(head, 1)
             assert head.audience is None
             assert cluster.switch.calls == []
+
+    run(scenario)
+
+
+def test_a_call_that_comes_late_ends_no_newer_subscription(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 1)
+            await newest(b)
+            links, late = cluster.switch.nodes["b"], {"serial": 1}
+            with pytest.raises(Unavailable):
+                await links.call("a", SUBSCRIBE, {"vdisk": V, "version": 0, **late}, deadline_s=1.0)
+            await links.call("a", UNSUBSCRIBE, {"vdisks": [V], **late}, deadline_s=1.0)
+            version = await changed(head, 2)
+            assert company_of(a).publisher.statistics()[V] == {"b": version}
 
     run(scenario)
 

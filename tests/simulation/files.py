@@ -35,6 +35,7 @@ class NodeFiles:
 
     async def open(self, vdisk: int, flags: int) -> int:
         """A new handle."""
+        await self._world.rig(self.name).resumed.wait()
         number = VdiskId(vdisk)
         for _ in range(LOOKUPS_MAX):
             try:
@@ -54,14 +55,20 @@ class NodeFiles:
         """Whether a handle is a view of one version."""
         return isinstance(self._vdisks.heads_by_handle.get(handle), View)
 
-    def epoch(self, vdisk: int) -> int:
-        """The vdisk's owner's, as it is in truth."""
-        return self._world.epoch(vdisk)
+    def reign(self, vdisk: int) -> tuple[int, int]:
+        """Under whom a write is done, in truth; another one may do it again."""
+        return self._world.reign(vdisk)
+
+    def is_certain(self) -> bool:
+        """Whether what an owner reads of itself is the newest: until others may have taken it over."""
+        return self._world.rig(self.name).session.is_certain()
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
+        await self._world.rig(self.name).resumed.wait()
         return await self._requests.read(handle, offset, size)
 
     async def write(self, handle: int, offset: int, data: bytes) -> None:
+        await self._world.rig(self.name).resumed.wait()
         await self._requests.write(handle, offset, data, kill_suid=False)
 
     async def sync(self, handle: int) -> None:

@@ -3,7 +3,8 @@
 Every write bears a value of its own, so a read says which write it saw. Times are points of one clock that all
 operations share; an operation is somewhere between its begin and its end. A write that failed, or whose node died
 meanwhile, has no end: it may take effect at any time, or never, or be seen and then lost, as what was not flushed may be.
-A forwarded write during which the vdisk got another owner may have been done twice: the first owner's answer was lost.
+A forwarded write during which the vdisk got another owner, or its owner another daemon, may have been done twice: the
+first answer was lost.
 
 Linearizability of one block is decided by zones (Gibbons and Korach, "Testing Shared Memories", 1997): the
 operations on one value must fit into one stretch of time apart from those on another.
@@ -37,6 +38,7 @@ class Read:
     value: int
     begin: float
     end: float
+    node: str = ""
 
 
 @dataclass(slots=True, eq=False)

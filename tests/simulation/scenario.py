@@ -13,18 +13,39 @@ from tests.replication.rig import create
 from tests.simulation.deterministic import run_seeded
 from tests.simulation.files import NodeFiles
 from tests.simulation.histories import History
+from tests.simulation.limits import limits_of
 from tests.simulation.simulated_threads import pass_time
 from tests.simulation.workload import Client, Values
-from tests.simulation.world import World
+from tests.simulation.world import DISK_S, SLOW_DISK_S, World
 
-NODES = (3, 7)
-"""Least and most."""
+NODES = (3, 3, 3, 3, 4, 4, 5, 7)
+"""How many; most worlds are small, so that there can be many."""
 VDISKS = (20, 21)
-CLIENTS_PER_NODE = 2
-TURMOIL_S = 25.0
-MISFORTUNES_S = 2.5
+CLIENTS_PER_NODE = (1, 2, 2, 4)
+TURMOIL_S = (6.0, 18.0)
+"""Longer than a session at times."""
+MISFORTUNES_S = (0.4, 3.0)
 """Between two, at most."""
-PEACE_S = 1.5 * SESSION_S
+MISFORTUNES = (
+    "die",
+    "pause",
+    "cut",
+    "cut one way",
+    "alone",
+    "heal",
+    "lossy",
+    "slow",
+    "catalog",
+    "disk",
+    "calm",
+)
+WEIGHTS = (0, 1, 1, 3)
+"""Of a kind of misfortune in a run: some do not happen, so that others can go on for long."""
+CALMING_S = 3.0
+"""Clients go on for so long when all is well."""
+PEACE_S = SESSION_S + 1
+STUCK_S = 60.0
+"""Longer than any request may take."""
 SIZE = 2 << 20
 MEMORY = "/dev/shm"
 """Where a run's pool and indexes are: nothing of it outlives a power cut, nor need it."""
@@ -48,10 +69,16 @@ class Scenario:
 
     def __init__(self, world: World, chance: random.Random) -> None:
         self._world, self._chance = world, chance
-        self._names = [f"n{number}" for number in range(1, chance.randint(*NODES) + 1)]
-        self._histories = {vdisk: History() for vdisk in VDISKS}
-        self._values = {vdisk: Values() for vdisk in VDISKS}
+        self._names = [f"n{number}" for number in range(1, chance.choice(NODES) + 1)]
+        self._kinds = [kind for kind in MISFORTUNES for _ in range(chance.choice(WEIGHTS))] or ["calm"]
+        self._turmoil_s, self._misfortunes_s = chance.uniform(*TURMOIL_S), chance.uniform(*MISFORTUNES_S)
+        self._vdisks = VDISKS[: chance.randint(1, len(VDISKS))]
+        self._client_count = chance.choice(CLIENTS_PER_NODE)
+        self._histories = {vdisk: History() for vdisk in self._vdisks}
+        self._values = {vdisk: Values() for vdisk in self._vdisks}
         self._clients: list[Client] = []
+        self._busy = 0
+        """Clients that are not done yet."""
         self._lives: dict[str, trio.CancelScope] = {}
         self._reviving: dict[str, bool] = {}
         self._failures: list[str] = []
@@ -65,17 +92,17 @@ class Scenario:
         for name in self._names:
             vdisks = await world.revive(name)
             if name == self._names[0]:
-                for vdisk in VDISKS:
+                for vdisk in self._vdisks:
                     await create(vdisks, vdisk, SIZE)
                     vdisks.close(next(iter(vdisks.handles)))
             self._begin_life(name)
-        with trio.move_on_after(TURMOIL_S):
+        with trio.move_on_after(self._turmoil_s):
             while True:
-                await pass_time(self._chance.random() * MISFORTUNES_S)
+                await pass_time(self._chance.random() * self._misfortunes_s)
                 await self._misfortune(nursery)
         await self._make_peace()
         violations = self._failures + [
-            f"vdisk {vdisk}: {line}" for vdisk in VDISKS for line in self._histories[vdisk].violations()
+            f"vdisk {vdisk}: {line}" for vdisk in self._vdisks for line in self._histories[vdisk].violations()
         ]
         done = sum(client.done for client in self._clients)
         refused = sum(client.refused for client in self._clients)
@@ -91,11 +118,11 @@ class Scenario:
         """Clients on a node, for as long as it lives."""
         with scope:
             async with trio.open_nursery() as nursery:
-                for _ in range(CLIENTS_PER_NODE):
+                for _ in range(self._client_count):
                     nursery.start_soon(self._use, name)
 
     async def _use(self, name: str) -> None:
-        vdisk, chance = self._chance.choice(VDISKS), random.Random(self._chance.random())
+        vdisk, chance = self._chance.choice(self._vdisks), random.Random(self._chance.random())
         client = Client(
             NodeFiles(self._world, name),
             vdisk,
@@ -104,45 +131,58 @@ class Scenario:
             values=self._values[vdisk],
         )
         self._clients.append(client)
-        while not self._is_over:
-            await pass_time(chance.random())
-            await (client.write_for_a_while() if chance.random() < 0.5 else client.read_for_a_while())
+        self._busy += 1
+        try:
+            while not self._is_over:
+                await pass_time(chance.random())
+                await client.use_for_a_while()
+        finally:
+            self._busy -= 1
 
     # ---- misfortune
 
     async def _misfortune(self, nursery: trio.Nursery) -> None:
         world, chance = self._world, self._chance
         name, other = chance.sample(self._names, 2)
-        what = chance.choice(
-            ("die", "pause", "cut", "cut one way", "heal", "lossy", "slow", "catalog", "calm")
-        )
+        what, network = chance.choice(self._kinds), world.network
         world.note(f"{what} {name} {other}")
         match what:
             case "die" if world.is_running(name) and not self._reviving.get(name):
                 await self._die(name)
-                nursery.start_soon(self._come_again, name, chance.random() * 2 * SESSION_S)
+                nursery.start_soon(self._come_again, name, chance.random() ** 2 * 2 * SESSION_S)
             case "pause" if world.is_running(name) and world.is_awake(name):
                 world.pause(name)
                 nursery.start_soon(self._wake, name, chance.random() * 2 * SESSION_S)
             case "cut":
-                world.switch.cut |= {(name, other), (other, name)}
+                network.cut |= {(name, other), (other, name)}
             case "cut one way":
-                world.switch.cut.add((name, other))
+                network.cut.add((name, other))
+            case "alone":
+                ways = chance.choice(((0, 1), (0,), (1,)))
+                both = [((name, each), (each, name)) for each in self._names if each != name]
+                network.cut |= {pair[way] for pair in both for way in ways}
             case "heal":
-                world.heal()
+                network.cut.clear()
             case "lossy":
-                world.loss = chance.random() * 0.2
+                network.loss, network.repeated = chance.random() * 0.2, chance.choice((0.0, 0.1))
             case "slow":
-                world.slow = {name}
+                network.slow = {name}
             case "catalog":
-                world.catalog_of(name).failing = chance.random() * 0.5
+                catalog = world.catalog_of(name)
+                catalog.failing = chance.choice((0.0, 0.3, 1.0))
+                catalog.forgetting = chance.choice((0.0, 0.1, 0.5))
+            case "disk":
+                world.rig(name).disk_s = SLOW_DISK_S
             case _:
                 self._calm()
 
     def _calm(self) -> None:
-        self._world.loss, self._world.slow = 0.0, set()
+        network = self._world.network
+        network.loss, network.repeated, network.slow = 0.0, 0.0, set()
         for name in self._names:
-            self._world.catalog_of(name).failing = 0.0
+            catalog = self._world.catalog_of(name)
+            catalog.failing = catalog.forgetting = 0.0
+            self._world.rig(name).disk_s = DISK_S
 
     async def _die(self, name: str) -> None:
         self._lives[name].cancel()
@@ -178,16 +218,22 @@ class Scenario:
 
     async def _make_peace(self) -> None:
         """Everything works again; then every node sees what was committed last."""
+        self._world.note("peace")
         self._calm()
+        self._world.network.cut.clear()
         for name in self._names:
             self._world.resume(name)
             await self._revive(name)
-        self._world.heal()
-        await pass_time(PEACE_S)
+        await pass_time(CALMING_S)
         self._is_over = True
         await pass_time(PEACE_S)
+        with trio.move_on_after(STUCK_S):
+            while self._busy:
+                await pass_time(1.0)
+        if self._busy:
+            self._failures.append(f"clients wait for ever though all is well: {self._busy}")
         for name in self._names:
-            for vdisk in VDISKS:
+            for vdisk in self._vdisks:
                 await self._look(name, vdisk)
 
     async def _look(self, name: str, vdisk: int) -> None:
@@ -210,9 +256,10 @@ def simulate(seed: int) -> Outcome:
     async def main(chance: random.Random) -> Outcome:
         with tempfile.TemporaryDirectory(dir=MEMORY, prefix="vdiskfs-simulation-") as folder:
             world = World(pathlib.Path(folder), chance)
-            async with world.running(), trio.open_nursery() as nursery:
-                outcome = await Scenario(world, chance).run(nursery)
-                nursery.cancel_scope.cancel()
+            with limits_of(chance):
+                async with world.running(), trio.open_nursery() as nursery:
+                    outcome = await Scenario(world, chance).run(nursery)
+                    nursery.cancel_scope.cancel()
             return outcome
 
     return replace(run_seeded(main, seed), seed=seed)

@@ -15,9 +15,12 @@ from tests.simulation.simulated_threads import pass_time
 
 BLOCKS = 4
 """Few, so that clients meet; in two vblocks."""
-READS_MAX = 6
-PAUSE_S = 0.3
-STALE_TRIES = 8
+OPERATIONS_MAX = (3, 6, 20)
+"""Between opening and closing."""
+PAUSES_S = (0.01, 0.1, 0.3, 1.0)
+"""Between two, at most."""
+WRITING = (0.1, 0.5, 0.9)
+"""How often a client opens for writing, and then writes."""
 
 
 def offset_of(block: int) -> int:
@@ -32,7 +35,8 @@ class ServedFiles(Protocol):
 
     async def open(self, vdisk: int, flags: int) -> int: ...
     def is_frozen(self, handle: int) -> bool: ...
-    def epoch(self, vdisk: int) -> int: ...
+    def reign(self, vdisk: int) -> tuple[int, int]: ...
+    def is_certain(self) -> bool: ...
     async def read(self, handle: int, offset: int, size: int) -> bytes: ...
     async def write(self, handle: int, offset: int, data: bytes) -> None: ...
     async def sync(self, handle: int) -> None: ...
@@ -83,9 +87,15 @@ class Client:
     ) -> None:
         self._node, self._vdisk, self._history = node, vdisk, history
         self._chance, self._values = chance, values
+        self._operations_max, self._pause_s = chance.choice(OPERATIONS_MAX), chance.choice(PAUSES_S)
+        self._writing = chance.choice(WRITING)
         self.refused = 0
         """Operations that failed."""
         self.done = 0
+
+    async def use_for_a_while(self) -> None:
+        """One or the other."""
+        await (self.write_for_a_while() if self._chance.random() < self._writing else self.read_for_a_while())
 
     async def write_for_a_while(self) -> None:
         """Opens for writing; writes and reads; closes."""
@@ -96,13 +106,13 @@ class Client:
             return
         assert not self._node.is_frozen(handle), "a writer got a frozen view"
         try:
-            for _ in range(self._chance.randrange(1, READS_MAX)):
+            for _ in range(self._chance.randrange(1, self._operations_max)):
                 block = self._chance.randrange(BLOCKS)
-                if self._chance.random() < 0.5:
+                if self._chance.random() < self._writing:
                     await self._write(handle, block)
                 else:
                     await self._read(handle, block, self._history.shared_reads)
-                await pass_time(self._chance.random() * PAUSE_S)
+                await pass_time(self._chance.random() * self._pause_s)
         finally:
             await self._tried(lambda: self._node.close(handle))
 
@@ -116,10 +126,10 @@ class Client:
             return
         noted = self._noted(handle, begin)
         try:
-            for _ in range(self._chance.randrange(1, READS_MAX)):
+            for _ in range(self._chance.randrange(1, self._operations_max)):
                 block = self._chance.randrange(BLOCKS)
                 await self._read(handle, block, noted)
-                await pass_time(self._chance.random() * PAUSE_S)
+                await pass_time(self._chance.random() * self._pause_s)
         finally:
             await self._tried(lambda: self._node.close(handle))
 
@@ -147,13 +157,13 @@ class Client:
     async def _write(self, handle: int, block: int) -> None:
         write = Write(block, self._values.next(), trio.current_time())
         self._history.writes.append(write)
-        epoch = self._node.epoch(self._vdisk)
+        reign = self._node.reign(self._vdisk)
 
         async def work() -> None:
             await self._node.write(handle, offset_of(block), block_of(write.value))
             await self._node.sync(handle)
             write.end = trio.current_time()
-            write.is_repeated = self._node.epoch(self._vdisk) != epoch
+            write.is_repeated = self._node.reign(self._vdisk) != reign
 
         await self._tried(work)
 
@@ -162,9 +172,10 @@ class Client:
 
         async def work() -> None:
             value = value_of(await self._node.read(handle, offset_of(block), BLOCK_BYTES))
-            if noted is not self._history.shared_reads or not self._node.is_frozen(handle):
-                noted.append(Read(block, value, begin, trio.current_time()))
-            # else the vdisk was handed over, and what was the head is a view of that moment
+            is_newest = not self._node.is_frozen(handle) and self._node.is_certain()
+            if noted is not self._history.shared_reads or is_newest:
+                noted.append(Read(block, value, begin, trio.current_time(), self._node.name))
+            # else the vdisk was handed over, and what was the head is a view of that moment; or may have been taken over
 
         await self._tried(work)
 

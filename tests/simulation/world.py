@@ -15,17 +15,24 @@ import trio
 from metadata.catalog import Catalog, Change, Event, Row, owner_key
 from metadata.errors import Unavailable
 from replication.cluster import Member
+from replication.company import Company
 from replication.ownership import read_owner
 from replication.session import Session
 from replication.vdisks import Vdisks
 from replication.workspace import Workspace
 from tests.replication.cluster_rig import ClusterRig, NodeRig
+from tests.simulation.network import Network
 from tests.simulation.simulated_threads import SimulatedThreads, pass_time
 
-NETWORK_S = 0.002
-"""The longest a message takes when nothing is wrong."""
-SLOW_NETWORK_S = 1.5
+CATALOG_S = 0.002
+"""The longest it takes to answer when nothing is wrong."""
+WATCH_S = 0.3
+"""The longest that an event is under way."""
 DISK_S = 0.004
+SLOW_DISK_S = 0.4
+UNEVEN = 0.6
+"""How likely a thread is to wait at all."""
+RETRY_S = 0.25
 
 
 class SimulatedCatalog:
@@ -35,12 +42,20 @@ class SimulatedCatalog:
         self._catalog, self._node, self._chance = catalog, node, chance
         self.failing = 0.0
         """How likely a call is to fail."""
+        self.forgetting = 0.0
+        """How likely a change's answer is to be lost, or its event to be late."""
 
     async def _call(self) -> None:
-        await pass_time(self._chance.random() * NETWORK_S)
+        await pass_time(self._chance.random() * CATALOG_S)
         await self._node.resumed.wait()
         if self._chance.random() < self.failing:
             raise Unavailable("the catalog does not answer, says the simulation")
+
+    async def _event(self) -> None:
+        await pass_time(self._chance.random() * WATCH_S)
+        await self._node.resumed.wait()
+        while self._chance.random() < max(self.failing, self.forgetting):
+            await pass_time(RETRY_S)
 
     async def read(self, prefix: bytes) -> tuple[list[Row], int]:
         await self._call()
@@ -50,13 +65,14 @@ class SimulatedCatalog:
         await self._call()
         revision = await self._catalog.transact(change, lease=lease)
         await self._node.resumed.wait()
+        if self._chance.random() < self.forgetting:
+            raise Unavailable("the catalog's answer is lost, says the simulation")
         return revision
 
     async def watch(self, prefix: bytes, *, after: int) -> AsyncGenerator[list[Event], None]:
         async with aclosing(self._catalog.watch(prefix, after=after)) as watch:
             async for events in watch:
-                await pass_time(self._chance.random() * 0.2)
-                await self._node.resumed.wait()
+                await self._event()
                 yield events
 
     async def grant_lease(self, ttl_s: float) -> int:
@@ -84,7 +100,11 @@ class SimulatedRig(NodeRig):
         self.resumed.set()
         self.drift = 1.0 + (world.chance.random() - 0.5) * 0.1
         """How fast its clock goes."""
+        self.disk_s = DISK_S
+        """The longest that a thread waits for its turn, and for its end."""
         self.threads: list[SimulatedThreads] = []
+        self.lives = 0
+        """How often it has come."""
         super().__init__(world, name)
         self.seen_catalog = SimulatedCatalog(world.catalog, self, random.Random(world.chance.random()))
 
@@ -94,6 +114,7 @@ class SimulatedRig(NodeRig):
     @asynccontextmanager
     async def node(self, *, kill: bool = False) -> AsyncIterator[Vdisks]:
         name = self.node_name
+        self.lives += 1
         session = Session(self.seen_catalog, Member(name, "simulated", 1, name), clock_s=self._clock_s)
         self.session = session
         async with session:
@@ -120,7 +141,9 @@ class SimulatedRig(NodeRig):
         chance = random.Random(self.world.chance.random())
         self.threads = [
             SimulatedThreads(
-                self.world.nursery, lambda: chance.random() * DISK_S, standing=lambda: self.resumed.wait()
+                self.world.nursery,
+                lambda: chance.random() * self.disk_s if chance.random() < UNEVEN else 0.0,
+                standing=lambda: self.resumed.wait(),
             )
             for _ in range(2)
         ]
@@ -133,13 +156,13 @@ class World(ClusterRig):
     def __init__(self, folder: pathlib.Path, chance: random.Random) -> None:
         super().__init__(folder)
         self.chance = chance
+        self.network = self.switch = Network(
+            random.Random(chance.random()),
+            start=lambda *work: self.nursery.start_soon(*work),
+            standing=lambda name: self.rig(name).resumed.wait(),
+        )
         self.trace: list[str] = []
         """What happened, in order; the same for the same seed."""
-        self.switch.delay_s = self._delay_s
-        self.loss = 0.0
-        """How likely a message is to be lost."""
-        self.slow: set[str] = set()
-        """Nodes whose messages take long."""
 
     def _rig(self, name: str) -> SimulatedRig:
         return SimulatedRig(self, name)
@@ -162,20 +185,31 @@ class World(ClusterRig):
         """Those of a node that runs."""
         return self._running[name].vdisks
 
-    def epoch(self, vdisk: int) -> int:
-        """Under which a vdisk is owned."""
+    def reign(self, vdisk: int) -> tuple[int, int]:
+        """The epoch under which a vdisk is owned, and which of its lives the owner lives."""
         row = self.catalog._rows.get(owner_key(vdisk))
-        return read_owner(row).epoch if row is not None else 0
+        if row is None:
+            return 0, 0
+        owner = read_owner(row)
+        return owner.epoch, self.rig(owner.node).lives
 
     def note(self, what: str) -> None:
         """A line of the trace."""
         self.trace.append(f"{trio.current_time():10.4f} {what}")
 
-    def _delay_s(self, source: str, target: str) -> float:
-        if self.chance.random() < self.loss:
-            return float("inf")
-        slowest = SLOW_NETWORK_S if {source, target} & self.slow else NETWORK_S
-        return self.chance.random() * slowest
+    async def _feed(self, company: Company) -> None:
+        """By each node's own way, which may be slow or cut."""
+        catalog = self.catalog_of(company.node)
+        while True:
+            try:
+                rows, revision = await catalog.read(b"")
+            except Unavailable:
+                await pass_time(RETRY_S)
+                continue
+            company.mirror.note_reload(rows, revision)
+            async with aclosing(catalog.watch(b"", after=revision)) as watch:
+                async for events in watch:
+                    company.mirror.note_events(events, is_own=False)
 
     # ---- what befalls a node
 
@@ -183,33 +217,22 @@ class World(ClusterRig):
         """It stands still: nothing that it sends, waits for or asks goes on, but its clock does."""
         self.note(f"{name} stands still")
         self.rig(name).resumed = trio.Event()
-        for other in self.rigs:
-            if other != name:
-                self.switch.cut |= {(name, other), (other, name)}
 
     def resume(self, name: str) -> None:
         """It goes on as if nothing had been."""
         self.note(f"{name} goes on")
         self.rig(name).resumed.set()
-        self.heal()
-
-    def heal(self) -> None:
-        """All links work, but those of nodes that stand still."""
-        still = {name for name in self.rigs if not self.is_awake(name)}
-        self.switch.cut = {
-            (one, other) for one in self.rigs for other in self.rigs if one != other and {one, other} & still
-        }
 
     async def die(self, name: str) -> None:
         """No goodbye: work that threads had not begun is never done."""
         self.note(f"{name} dies")
-        for threads in self.rig(name).threads:
+        rig = self.rig(name)
+        for threads in rig.threads:
             threads.die()
         await self.kill(name)
+        rig.resumed.set()
 
     async def revive(self, name: str) -> Vdisks:
         """It comes, or comes again."""
         self.note(f"{name} comes")
-        vdisks = await self.start(name)
-        self.rig(name).resumed.set()
-        return vdisks
+        return await self.start(name)
