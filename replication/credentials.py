@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -222,18 +223,38 @@ def _now() -> datetime.datetime:
 
 
 def _make_authority(folder: str) -> None:
-    """Makes an authority, if there is none. The key is there last: where it is, all is."""
+    """Makes an authority, if there is none. The key is there last: where it is, all is.
+
+    A new folder comes whole, under its name at once: of several hosts that make one, one succeeds, locks or none.
+    """
+    if os.path.exists(os.path.join(folder, "authority.key")):
+        return
+    beside = f"{folder}.{secrets.token_hex(8)}"
+    made = make_authority(secrets.token_hex(8), now=_now())
+    try:
+        os.makedirs(beside, mode=0o700)
+        _write_authority(beside, made)
+        os.rename(beside, folder)
+        sync_directory(os.path.dirname(folder))
+        return
+    except (
+        OSError,
+        Unavailable,
+    ):  # it holds something, perhaps an authority; or nothing can be made beside it
+        shutil.rmtree(beside, ignore_errors=True)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         sync_directory(os.path.dirname(folder))
     except OSError as exc:
         raise Unavailable(f"cannot make the authority's folder: {exc.strerror} folder={folder}") from exc
     with _alone(folder):
-        if os.path.exists(os.path.join(folder, "authority.key")):
-            return
-        made = make_authority(secrets.token_hex(8), now=_now())
-        _write(os.path.join(folder, "authority.pem"), made.certificate)
-        _write(os.path.join(folder, "authority.key"), made.key)
+        if not os.path.exists(os.path.join(folder, "authority.key")):
+            _write_authority(folder, made)
+
+
+def _write_authority(folder: str, made: Signed) -> None:
+    _write(os.path.join(folder, "authority.pem"), made.certificate)
+    _write(os.path.join(folder, "authority.key"), made.key)
 
 
 def _read_authority(folder: str) -> Signed:

@@ -38,7 +38,7 @@ from metadata.etcd_address import parse_etcd_address
 from metadata.ids import GroupId, epoch_of, group_id, number_of
 from metadata.namespace_plans import plan_root
 from metadata.records import group_seed
-from metadata.units import TRASH_S_DEFAULT
+from metadata.units import BLOCK_BYTES, TRASH_S_DEFAULT
 from replication.pool import GroupFile, Pool, pool_error
 from replication.pool_catalog import ADDRESS_NAME, create_catalog, forget_catalog
 
@@ -56,12 +56,44 @@ CHECKPOINT_PART = 128
 """of the disk for a checkpoint of all that the pool can hold, twice over."""
 
 
-class DirectoryPool(Pool):
-    """An opened pool directory; one to a daemon."""
+class SharedGroupFile(GroupFile):
+    """An extent group on a filesystem that several hosts share, whose caches may hold what was there before.
 
-    def __init__(self, path: str, *, pool_id: str, salt: int) -> None:
+    Most keep a file's content and size in memory until it is opened again (close-to-open). Another host appends to it
+    while it is open here. So a block that does not verify is looked at again through a newly opened file.
+    """
+
+    __slots__ = ()
+
+    def renew(self, position: int, block_count: int) -> bool:
+        with self._opening:
+            if self.fd < 0:
+                return False
+            try:
+                again = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            except OSError:
+                return False
+            try:  # under the number that other threads read through
+                os.dup2(again, self.fd, inheritable=False)
+                os.posix_fadvise(
+                    again, position * BLOCK_BYTES, block_count * BLOCK_BYTES, os.POSIX_FADV_DONTNEED
+                )
+            finally:
+                os.close(again)
+        return True
+
+
+class DirectoryPool(Pool):
+    """An opened pool directory; one to a daemon.
+
+    Args:
+        is_shared: among hosts, by a filesystem that does that.
+    """
+
+    def __init__(self, path: str, *, pool_id: str, salt: int, is_shared: bool = False) -> None:
         super().__init__(path, pool_id=pool_id, salt=salt)
         self.path = path
+        self._file_class = SharedGroupFile if is_shared else GroupFile
         self._lock_fds: list[int] = []
 
     def lock(self, node: str) -> None:
@@ -158,7 +190,7 @@ class DirectoryPool(Pool):
     def file(self, vdisk: int, group: int) -> GroupFile:
         """The group's file, not yet opened."""
         seed = group_seed(self.salt, vdisk, group)
-        return GroupFile(self.group_path(vdisk, group), vdisk=vdisk, group=group, seed=seed)
+        return self._file_class(self.group_path(vdisk, group), vdisk=vdisk, group=group, seed=seed)
 
     def create_group(self, vdisk: int, group: int) -> GroupFile:
         """A new, empty group whose name is durable. Waits for the disk."""
@@ -347,7 +379,9 @@ def open_pool(path: str) -> DirectoryPool:
                 f"the pool is of format {facts['format']}, this vdiskfs reads format {FORMAT}: "
                 f"use the vdiskfs that wrote it path={path}"
             )
-        return DirectoryPool(path, pool_id=str(facts["pool"]), salt=int(facts["salt"], 16))
+        is_shared = os.path.exists(os.path.join(path, ADDRESS_NAME))
+        pool_id, salt = str(facts["pool"]), int(facts["salt"], 16)
+        return DirectoryPool(path, pool_id=pool_id, salt=salt, is_shared=is_shared)
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise NotFound(f"no pool here: make one with 'vdiskfs format {path}'") from exc
     except PermissionError as exc:

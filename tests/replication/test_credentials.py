@@ -4,14 +4,19 @@ import datetime
 import os
 import pathlib
 import stat
+import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from metadata.catalog_memory import MemoryCatalog
 from metadata.errors import Corrupt, Exists, InvalidRequest, NotFound, Unavailable
-from replication.certificates import Signed, make_authority, make_certificate
+from replication import credentials
+from replication.certificates import Signed, cluster_of, make_authority, make_certificate
 from replication.credentials import (
     Credentials,
     ensure_credentials,
@@ -208,3 +213,25 @@ def test_an_authority_names_its_cluster_and_no_node() -> None:
     made = make_authority("cluster", now=datetime.datetime.now(datetime.UTC))
     assert "PRIVATE KEY" in made.key
     assert "CERTIFICATE" in made.certificate
+
+
+def test_hosts_whose_locks_do_not_reach_each_other_make_one_authority(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_alone", lambda folder: nullcontext())
+    for number in range(5):
+        folder = tmp_path / str(number) / "cluster"
+        folder.parent.mkdir()
+        threads = [
+            threading.Thread(target=credentials._make_authority, args=(str(folder),)) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        made = credentials._read_authority(str(folder))
+        make_certificate(made, cluster_of(made.certificate), "a", now=datetime.datetime.now(datetime.UTC))
+        assert [path.name for path in folder.parent.iterdir()] == ["cluster"]
+        key = serialization.load_pem_private_key(made.key.encode(), None)
+        certificate = x509.load_pem_x509_certificate(made.certificate.encode())
+        assert key.public_key() == certificate.public_key()

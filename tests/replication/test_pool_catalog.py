@@ -1,6 +1,7 @@
 """Which catalog a pool has, and formatting one whose catalog is an etcd."""
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -9,8 +10,13 @@ import trio
 
 from metadata import etcd_calls
 from metadata.catalog import inode_key
-from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
+from metadata.errors import Corrupt, Exists, InvalidRequest, NotFound, Unavailable
+from metadata.ids import group_id
+from metadata.index import Index
+from metadata.units import BLOCK_BYTES
 from replication import pool_directory
+from replication.caches import FifoCache
+from replication.groups import GroupSet, block_checksums
 from replication.pool_catalog import check_catalog, open_catalog, read_address
 from replication.pool_directory import format_pool
 from tests.etcd_members import EtcdMembers, free_ports
@@ -77,3 +83,45 @@ def test_the_pool_s_own_file_says_nothing_of_the_catalog(tmp_path: pathlib.Path,
     facts = json.loads((tmp_path / "pool" / "vdiskfs.pool").read_text())
     assert facts["pool"] == pool.pool_id
     assert set(facts) == {"format", "pool", "salt"}
+
+
+def test_what_a_host_s_cache_has_of_before_is_read_again(tmp_path: pathlib.Path, etcd: EtcdMembers) -> None:
+    pool = format_pool(str(tmp_path / "pool"), catalog=etcd.url)
+    group = group_id(1, 0)
+    written = pool.create_group(16, group)
+    written.write(b"a" * BLOCK_BYTES, 0)
+    before, path = written.fd, pathlib.Path(written.path)
+    path.rename(tmp_path / "before")  # as a cache: who has it open sees this one
+    path.write_bytes(b"b" * 2 * BLOCK_BYTES)
+    view = memoryview(bytearray(2 * BLOCK_BYTES))
+    assert written.read(view, 0) == BLOCK_BYTES
+    assert written.renew(0, 2)
+    assert written.fd == before
+    assert written.read(view, 0) == 2 * BLOCK_BYTES
+    assert bytes(view) == b"b" * 2 * BLOCK_BYTES
+    assert not os.get_inheritable(written.fd)
+    path.unlink()
+    assert not written.renew(0, 2)
+    assert written.read(view, 0) == 2 * BLOCK_BYTES
+    written.close()
+    assert not written.renew(0, 2)
+
+
+def test_a_block_that_a_cache_has_of_before_is_no_damage(tmp_path: pathlib.Path, etcd: EtcdMembers) -> None:
+    pool = format_pool(str(tmp_path / "pool"), catalog=etcd.url)
+    place = group_id(1, 0) << 16
+    written = pool.create_group(16, group_id(1, 0))
+    path = pathlib.Path(written.path)
+    path.rename(tmp_path / "before")
+    block = os.urandom(BLOCK_BYTES)
+    path.write_bytes(block)
+    index = Index(str(tmp_path / "index"))
+    groups = GroupSet(16, pool, index=index, cache=FifoCache(16))
+    groups.files[group_id(1, 0)] = written
+    view = memoryview(bytearray(BLOCK_BYTES))
+    groups.read_run(view, place, block_checksums(memoryview(block), written.seed))
+    assert bytes(view) == block
+    with pytest.raises(Corrupt, match="fails its checksum"):
+        groups.read_run(view, place, block_checksums(memoryview(bytes(BLOCK_BYTES)), written.seed))
+    written.close()
+    index.close()
