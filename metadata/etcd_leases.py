@@ -2,7 +2,7 @@
 
 etcd keeps a lease's time in its leader's memory. A leader that was cut off or stopped may still answer a keep-alive
 that its successor never hears of; one that wakes up may have leases revoked which the successor prolonged meanwhile
-(etcd 3.4 before 3.4.29, 3.5 before 3.5.13). So keeping alive means: a *new* lease of etcd's, and the rows moved to it,
+(etcd#15247: 3.4 before 3.4.31, 3.5 before 3.5.13). So keeping alive means: a *new* lease of etcd's, and the rows moved to it,
 both agreed on by most members. No earlier leader knows the new one, and each later leader gives it its whole time.
 **Invariant** rows under a lease stay until ``ttl_s`` after the last successful ``keep_alive`` was asked for, at least.
 

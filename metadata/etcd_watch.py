@@ -3,6 +3,10 @@
 A stream may end, or say nothing because nothing happens, or because its member is cut off (etcd then ends it:
 ``hasleader``), stopped, or gone. After ``SILENCE_S`` without a word the member is asked something that it answers
 only together with most of the others; if it does not, another one goes on behind the last revision seen.
+
+etcd has lost events without a word where history was compacted meanwhile: the deletion at the very revision up to which
+it was (etcd#19179), and what a watcher had not fetched for long (before 3.4.31 and 3.5.13). So a watch begins *at* the
+last revision seen, which then must still be there, and one that was not looked at for ``STOPPED_S`` begins anew.
 """
 
 import logging
@@ -10,6 +14,7 @@ from collections.abc import AsyncGenerator
 
 import trio
 
+from metadata.boot_clock import boot_time_s
 from metadata.catalog import Compacted, Event
 from metadata.errors import Corrupt
 from metadata.etcd_calls import EtcdCalls
@@ -17,6 +22,8 @@ from metadata.etcd_http import HttpMember, Refused, Stream, Unreachable
 from metadata.etcd_messages import end_of_prefix, events_in, number_in, range_of
 
 SILENCE_S = 3.0
+STOPPED_S = 60.0
+"""Much less than history is kept (``etcd_history.COMPACT_S``)."""
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +47,14 @@ async def watch(
         while True:
             if stream is None:
                 stream, member = await _open(calls, start, position)
-                fragments = []
+                fragments, looked_s = [], boot_time_s()
             try:
                 message = None
                 with trio.move_on_after(SILENCE_S):
                     message = await stream.next()
+                before_s, looked_s = looked_s, boot_time_s()
+                if looked_s - before_s > STOPPED_S:
+                    raise Unreachable("this process was stopped")
                 if message is None:
                     if not await calls.is_well(member, "kv/range", {**range_of(start), "keys_only": True}):
                         raise Unreachable("no answer")
@@ -63,9 +73,10 @@ async def watch(
                 await broken.__aexit__(None, None, None)
                 continue
             if fragments and not message.get("fragment"):
-                events, fragments = fragments, []
-                position = events[-1].revision
-                yield events
+                events, fragments = [event for event in fragments if event.revision > position], []
+                if events:
+                    position = events[-1].revision
+                    yield events
     finally:
         if stream is not None:
             with trio.CancelScope(shield=True):  # closing waits for nothing
@@ -73,5 +84,8 @@ async def watch(
 
 
 async def _open(calls: EtcdCalls, start: bytes, position: int) -> tuple[Stream, HttpMember]:
-    asked = range_of(start, end_of_prefix(start)) | {"start_revision": str(position + 1), "fragment": True}
+    asked = range_of(start, end_of_prefix(start)) | {
+        "start_revision": str(max(1, position)),
+        "fragment": True,
+    }
     return await calls.open_stream("watch", {"create_request": asked})

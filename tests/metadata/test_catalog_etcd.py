@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from metadata import catalog_etcd, etcd_calls
+from metadata import catalog_etcd, etcd_calls, etcd_watch
 from metadata.catalog import Change, Compacted, Event
 from metadata.catalog_etcd import (
     create_etcd_catalog,
@@ -18,6 +18,7 @@ from metadata.catalog_etcd import (
 )
 from metadata.errors import Conflict, Corrupt, Exists, InvalidRequest, NoSpace, NotFound, Unavailable
 from metadata.etcd_address import EtcdAddress, parse_etcd_address
+from metadata.etcd_messages import Message
 from tests.etcd_members import EtcdMembers, free_ports
 from tests.metadata.etcd_catalogs import FIRST, catalog_at, read_count, run
 
@@ -61,6 +62,48 @@ class TestHistory:
                         revision = await catalog.transact(Change(puts=((b"n", b"%d" % number),)))
                         assert [event.value for event in await anext(watch)] == [b"%d" % number]
                         await trio.to_thread.run_sync(one.ctl, "compact", str(revision))
+
+        run(main)
+
+    def test_a_deletion_at_the_very_revision_of_a_compaction_is_not_missed(self, one: EtcdMembers) -> None:
+        create_etcd_catalog(parse_etcd_address(one.url), "deleted", first=FIRST)
+
+        async def main() -> None:
+            async with catalog_at(one.url, "deleted") as catalog:
+                start = await catalog.transact(Change(puts=((b"m", b""),)))
+                gone = await catalog.transact(Change(deletes=(b"m",)))
+                await trio.to_thread.run_sync(one.ctl, "compact", str(gone))
+                with pytest.raises(Compacted):
+                    async with aclosing(catalog.watch(b"m", after=start)) as watch:
+                        await anext(watch)
+                async with aclosing(catalog.watch(b"", after=gone)) as watch:
+                    await catalog.transact(Change(puts=((b"m", b"again"),)))
+                    assert [event.value for event in await anext(watch)] == [b"again"]
+
+        run(main)
+
+    def test_a_watch_that_nobody_looked_at_for_long_begins_anew(
+        self, one: EtcdMembers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        create_etcd_catalog(parse_etcd_address(one.url), "stopped", first=FIRST)
+        monkeypatch.setattr(etcd_watch, "STOPPED_S", -1.0)  # each look is late
+
+        async def main() -> None:
+            async with catalog_at(one.url, "stopped") as catalog:
+                _, start = await catalog.read(b"")
+                opened, calls = list[object](), catalog._calls
+                open_stream = calls.open_stream
+
+                async def count(verb: str, message: Message) -> object:
+                    opened.append(message)
+                    monkeypatch.setattr(etcd_watch, "STOPPED_S", -1.0 if len(opened) < 3 else 60.0)
+                    return await open_stream(verb, message)
+
+                calls.open_stream = count  # type: ignore[method-assign,assignment]
+                async with aclosing(catalog.watch(b"n", after=start)) as watch:
+                    await catalog.transact(Change(puts=((b"n", b"1"),)))
+                    assert [event.value for event in await anext(watch)] == [b"1"]
+                assert len(opened) == 3
 
         run(main)
 
