@@ -87,6 +87,7 @@ class Loading:
         lineage, resting, space = self.lineage(vdisk, facts), facts.resting, self._workspace
 
         def find() -> Recovered:
+            space.pool.count_staged(vdisk)
             if resting is not None:
                 known = space.index.state(vdisk)
                 current = known is not None and known.collected >= facts.floor.collected

@@ -242,6 +242,10 @@ class Pool(ABC):
         """Whether a log that was recovered may append to the group it ended in, behind ``end``."""
         return True
 
+    def count_staged(self, vdisk: int) -> None:
+        """The vdisk is this node's: what its log brought here and not yet into the pool counts from now on."""
+        return
+
     @abstractmethod
     def remove_group(self, vdisk: int, group: int) -> None:
         """Deletes an extent group."""

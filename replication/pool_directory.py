@@ -17,13 +17,9 @@ import os
 import re
 import secrets
 import shutil
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
-
-from xxhash import xxh3_64
 
 from metadata.errors import (
     Corrupt,
@@ -41,13 +37,11 @@ from metadata.records import group_seed
 from metadata.units import BLOCK_BYTES, TRASH_S_DEFAULT
 from replication.pool import GroupFile, Pool, pool_error
 from replication.pool_catalog import ADDRESS_NAME, create_catalog, forget_catalog
+from replication.pool_checkpoints import pack_checkpoint, unpack_checkpoint
 
 FORMAT = 1
 _GROUP_NAME = re.compile(r"([0-9a-f]{6})-([0-9a-f]{7})\.group")
 _CHECKPOINT_NAME = re.compile(r"([0-9a-f]{16})\.checkpoint")
-_CHECKPOINT_END = struct.Struct("<8sQ")
-_CHECKPOINT_MAGIC = b"VDFSCKP1"
-_ZEROS = bytes(1 << 20)
 SPARE_PART_MIN = 16
 """At most so large a part of the pool's disk is kept free, however small that is."""
 SPARE_BYTES = 128 << 20
@@ -224,8 +218,7 @@ class DirectoryPool(Pool):
         try:
             temporary = target + ".new"
             with open(source, "rb") as sst, open(temporary, "wb") as file:
-                check = self._copy_checkpoint(sst, file, seed=(vdisk, version))
-                file.write(_CHECKPOINT_END.pack(_CHECKPOINT_MAGIC, check))
+                pack_checkpoint(sst, file, seed=group_seed(self.salt, vdisk, version))
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(temporary, target)
@@ -248,23 +241,9 @@ class DirectoryPool(Pool):
         path = self.checkpoint_path(vdisk, version)
         try:
             with open(path, "rb") as file, open(target, "wb") as sst:
-                length = max(0, os.fstat(file.fileno()).st_size - _CHECKPOINT_END.size)
-                check = self._copy_checkpoint(file, sst, seed=(vdisk, version), length=length)
-                if file.read() != _CHECKPOINT_END.pack(_CHECKPOINT_MAGIC, check):
-                    raise Corrupt(f"a checkpoint fails its checksum file={path}")
+                unpack_checkpoint(file, sst, seed=group_seed(self.salt, vdisk, version), name=path)
         except OSError as exc:
             raise pool_error(exc, f"reading {path}") from exc
-
-    def _copy_checkpoint(
-        self, source: BinaryIO, target: BinaryIO, *, seed: tuple[int, int], length: int = -1
-    ) -> int:
-        """Copies so many bytes, or all, and returns their checksum."""
-        digest = xxh3_64(seed=group_seed(self.salt, *seed))
-        while length and (piece := source.read(len(_ZEROS) if length < 0 else min(len(_ZEROS), length))):
-            digest.update(piece)
-            target.write(piece)
-            length -= len(piece) if length > 0 else 0
-        return digest.intdigest()
 
     def statistics(self) -> os.statvfs_result:
         """The file system's own."""

@@ -57,9 +57,11 @@ Operation = Callable[[int], Awaitable[str]]
 class Walk:
     """One random walk; its seed decides everything but the order in which threads end."""
 
+    rig_type: type[FaultyRig] = FaultyRig
+
     def __init__(self, folder: pathlib.Path, seed: int, *, faults: bool = True, **limits: int) -> None:
         self.chance = random.Random(seed)
-        self.rig = FaultyRig(folder, **limits)
+        self.rig = self.rig_type(folder, **limits)
         self.with_faults = faults
         self.models: dict[int, Model] = {}
         self.nameless: set[int] = set()

@@ -1,0 +1,333 @@
+"""The pool as an object store: names of objects, and the node's folder of local files.
+
+    PREFIX/vdiskfs.pool                                     format, identity, salt (JSON)
+    PREFIX/vdisks/SH/VDISK/EPOCH-NUMBER/00000-00000         empty: says that the group was begun, put only if absent
+    PREFIX/vdisks/SH/VDISK/EPOCH-NUMBER/POSITION-COUNT      its blocks (replication/object_groups.py)
+    PREFIX/vdisks/SH/VDISK/VERSION.checkpoint               as in a directory pool
+    STATE/extents/VDISK/EPOCH-NUMBER.staged|.cache          local files: of groups begun here, of others
+
+Two processes never append to one group: the object that begins it can be put once. What a deposed owner still
+uploads therefore lands in groups of its own epoch, and the log of the epochs after it does not lead there
+(replication/fence.py).
+"""
+
+import json
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from metadata.errors import Corrupt, Exists, InvalidRequest, NoSpace, NotFound, Unavailable, VdiskfsError
+from metadata.ids import GroupId, epoch_of, group_id, is_compacted, number_of
+from metadata.records import group_seed
+from metadata.units import BLOCK_BYTES
+from replication.extent_cache import CACHE_BYTES_DEFAULT, ExtentCache
+from replication.object_files import ObjectGroupFile
+from replication.object_groups import ObjectGroup, ObjectSpace, vdisk_prefix
+from replication.object_merging import Merger
+from replication.object_store import CALLS_MAX, RetryingStore, Store, canonical_url, connect
+from replication.object_tables import ObjectTable, Span, parse_span, span_name
+from replication.pool import GroupFile, Pool, pool_error
+from replication.pool_checkpoints import pack_checkpoint, unpack_checkpoint
+
+FORMAT = 1
+MARKER = "vdiskfs.pool"
+SPARE_BYTES = 256 << 20
+"""Guests leave so much of the state directory's disk free: index and journal live there too."""
+_BEGUN = span_name(Span(0, 0))
+_GROUP_NAME = re.compile(r"([0-9a-f]{6})-([0-9a-f]{7})")
+_CHECKPOINT_NAME = re.compile(r"([0-9a-f]{16})\.checkpoint")
+_ROOM_BYTES = 1 << 50
+"""What a file system of it shows as free: object stores are never full."""
+
+
+class ObjectPool(Pool):
+    """An opened object pool; one to a daemon.
+
+    Args:
+        url: canonical; for messages.
+        store: what makes the requests.
+        pool_id, salt: of the marker.
+        folder: of the local files; made when it is needed.
+        cache_bytes: how much of what the pool has may lie there too.
+    """
+
+    def __init__(
+        self, url: str, *, store: RetryingStore, pool_id: str, salt: int, folder: str,
+        cache_bytes: int = CACHE_BYTES_DEFAULT,
+    ) -> None:  # fmt: skip
+        super().__init__(url, pool_id=pool_id, salt=salt)
+        self.store, self.folder = store, folder
+        self.cache = ExtentCache(cache_bytes)
+        self.merger = Merger()
+        self._groups: dict[tuple[int, int], ObjectGroup] = {}
+        self._lock = threading.Lock()
+        self.space = ObjectSpace(
+            store,
+            folder,
+            self.cache,
+            ThreadPoolExecutor(CALLS_MAX, "fetch"),
+            ThreadPoolExecutor(CALLS_MAX, "send"),
+            self.merger.ask,
+        )
+
+    def lock(self, node: str) -> None:
+        """The state directory is locked by the keeper, the node's name by its session; counts what lies here from before."""
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            for folder in os.scandir(self.folder):
+                for name in os.listdir(folder.path):
+                    match = _GROUP_NAME.match(name)
+                    if match:
+                        self._note_kept(int(folder.name, 16), group_id(int(match[1], 16), int(match[2], 16)))
+        except OSError as exc:
+            raise pool_error(exc, f"looking through {self.folder}") from exc
+
+    def _note_kept(self, vdisk: int, group: int) -> None:
+        with suppress(VdiskfsError):
+            self.group(vdisk, group).note_kept()
+
+    def check_writable(self) -> None:
+        """Whether the store answers, and to these credentials."""
+        self.store.get(MARKER)
+
+    def group(self, vdisk: int, group: int) -> ObjectGroup:
+        """What all files of a group share."""
+        with self._lock:
+            found = self._groups.get((vdisk, group))
+            if found is None:
+                found = self._groups[vdisk, group] = ObjectGroup(self.space, vdisk, group)
+            return found
+
+    def vdisk_path(self, vdisk: int) -> str:
+        return f"{self.url.partition('?')[0]}/{vdisk_prefix(vdisk)}".rstrip("/")
+
+    def group_path(self, vdisk: int, group: int) -> str:
+        return f"{self.vdisk_path(vdisk)}/{epoch_of(group):06x}-{number_of(group):07x}"
+
+    def groups(self, vdisk: int) -> list[GroupId]:
+        matches = (_GROUP_NAME.fullmatch(name) for name in self.store.list(vdisk_prefix(vdisk)).folders)
+        return sorted(group_id(int(match[1], 16), int(match[2], 16)) for match in matches if match)
+
+    def group_bytes(self, vdisk: int, group: int) -> int:
+        names = self.store.list(self.group(vdisk, group).prefix).objects
+        table = ObjectTable(
+            span for span in map(parse_span, names) if span
+        )  # what is just merged counts once
+        return BLOCK_BYTES * sum(end - start for start, end in table.covered)
+
+    def checkpoints(self, vdisk: int) -> list[int]:
+        matches = (_CHECKPOINT_NAME.fullmatch(name) for name in self.store.list(vdisk_prefix(vdisk)).objects)
+        return sorted(int(match[1], 16) for match in matches if match)
+
+    def vdisks(self) -> list[int]:
+        shards = self.store.list("vdisks/").folders
+        return sorted(
+            int(name, 16) for shard in shards for name in self.store.list(f"vdisks/{shard}/").folders
+        )
+
+    def file(self, vdisk: int, group: int) -> GroupFile:
+        seed = group_seed(self.salt, vdisk, group)
+        return ObjectGroupFile(self.group(vdisk, group), seed=seed, url=self.group_path(vdisk, group))
+
+    def create_group(self, vdisk: int, group: int) -> GroupFile:
+        with self._lock:
+            made = ObjectGroup(self.space, vdisk, group, is_mine=True, is_open=True, table=ObjectTable())
+        self.store.put_new(made.prefix + _BEGUN, secrets.token_bytes(16))
+        with self._lock:
+            self._groups[vdisk, group] = made
+            before = [
+                other
+                for (whose, number), other in self._groups.items()
+                if whose == vdisk
+                and other.is_open
+                and number < group
+                and is_compacted(number) == is_compacted(group)
+            ]
+        for other in before:
+            other.finish()
+        try:
+            os.makedirs(os.path.dirname(made.path), mode=0o700, exist_ok=True)
+            fd = os.open(made.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise pool_error(exc, f"creating {made.path}") from exc
+        file = self.file(vdisk, group)
+        file.fd = fd
+        return file
+
+    def may_go_on(self, vdisk: int, group: int, end: int) -> bool:
+        """Only where this process ended it: what another one sent may still arrive."""
+        return self.group(vdisk, group).may_go_on(end)
+
+    def count_staged(self, vdisk: int) -> None:
+        """The vdisk is this node's: what an earlier process of it appended, and the pool has not, counts."""
+        folder = os.path.join(self.folder, f"{vdisk:016x}")
+        with suppress(FileNotFoundError):
+            for name in os.listdir(folder):
+                match = _GROUP_NAME.match(name)
+                if match and name.endswith(".staged"):
+                    self.group(vdisk, group_id(int(match[1], 16), int(match[2], 16))).counts_staged = True
+
+    def remove_group(self, vdisk: int, group: int) -> None:
+        shared = self.group(vdisk, group)
+        shared.is_gone = True
+        with shared.syncing:  # what goes up now would be left
+            names = self.store.list(shared.prefix).objects
+            self.store.delete([shared.prefix + name for name in sorted(names, reverse=True)])
+            shared.remove_local()
+        with self._lock:
+            self._groups.pop((vdisk, group), None)
+
+    def remove_vdisk(self, vdisk: int) -> None:
+        with suppress(Unavailable):
+            for group in self.groups(vdisk):
+                self.remove_group(vdisk, group)
+            prefix = vdisk_prefix(vdisk)
+            self.store.delete([prefix + name for name in self.store.list(prefix).objects])
+        shutil.rmtree(os.path.join(self.folder, f"{vdisk:016x}"), ignore_errors=True)
+
+    def _checkpoint_key(self, vdisk: int, version: int) -> str:
+        return f"{vdisk_prefix(vdisk)}{version:016x}.checkpoint"
+
+    def publish_checkpoint(self, vdisk: int, version: int, source: str) -> None:
+        packed = source + ".packed"
+        try:
+            with open(source, "rb") as sst, open(packed, "wb") as file:
+                pack_checkpoint(sst, file, seed=group_seed(self.salt, vdisk, version))
+            self.store.put_file(self._checkpoint_key(vdisk, version), packed)
+        except OSError as exc:
+            raise pool_error(exc, f"writing {packed}") from exc
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(packed)
+        self.store.delete([self._checkpoint_key(vdisk, older) for older in self.checkpoints(vdisk)[:-1]])
+
+    def fetch_checkpoint(self, vdisk: int, version: int, target: str) -> None:
+        key, piece = self._checkpoint_key(vdisk, version), 8 << 20
+        length = self.store.list(vdisk_prefix(vdisk)).objects.get(key.rpartition("/")[2])
+        if length is None:
+            raise Unavailable(f"there is no such checkpoint key={key}")
+        packed = target + ".packed"
+        try:
+            with open(packed, "wb") as file:
+                for at in range(0, length, piece):
+                    file.write(self.store.get_range(key, at, min(piece, length - at)))
+            with open(packed, "rb") as file, open(target, "wb") as sst:
+                unpack_checkpoint(file, sst, seed=group_seed(self.salt, vdisk, version), name=key)
+        except OSError as exc:
+            raise pool_error(exc, f"reading {key}") from exc
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(packed)
+
+    def statistics(self) -> os.statvfs_result:
+        """An object store is never full; what the local disk leaves is ``check_spare``'s."""
+        room = _ROOM_BYTES // BLOCK_BYTES
+        return os.statvfs_result(
+            (BLOCK_BYTES, BLOCK_BYTES, room, room, room, 1 << 30, 1 << 30, 1 << 30, 0, 255)
+        )
+
+    def check_spare(self, byte_count: int) -> None:
+        for _ in range(2):
+            try:
+                disk = os.statvfs(self.folder)
+            except OSError as exc:
+                raise pool_error(exc, "statfs") from exc
+            if disk.f_bavail * disk.f_frsize - byte_count >= min(
+                SPARE_BYTES, disk.f_blocks * disk.f_frsize // 16
+            ):
+                return
+            self.cache.shrink(self.cache.bytes - min(self.cache.bytes, byte_count + SPARE_BYTES))
+        raise NoSpace(
+            f"the state directory's disk is full: what is written waits there for the pool folder={self.folder}"
+        )
+
+    def facts(self) -> dict[str, object]:
+        space = self.space
+        return {
+            "cache_bytes": self.cache.bytes,
+            "cache_bytes_max": self.cache.limit_bytes,
+            "evicted_bytes": self.cache.evicted_bytes,
+            "fetched_bytes": space.fetched_bytes,
+            "renewed_blocks": space.renewed_blocks,
+            "uncached_bytes": space.uncached_bytes,
+            "requests": self.store.requests,
+            "retries": self.store.retries,
+            "merged_objects": self.merger.merged_objects,
+        }
+
+    def close(self) -> None:
+        super().close()
+        self.merger.close()
+        self.store.close()
+        self.space.fetchers.shutdown(cancel_futures=True)
+        self.space.senders.shutdown()
+
+
+def format_object_pool(
+    url: str, *, store: Store | None = None, facts: dict[str, object] | None = None
+) -> ObjectPool:
+    """Makes a bucket, or the part of it below a prefix, a pool.
+
+    Raises:
+        Exists: it is a pool already.
+        InvalidRequest, Unavailable: the store refuses, or does not answer.
+    """
+    url = canonical_url(url)
+    retrying = RetryingStore(store or connect(url))
+    marker = {"format": FORMAT, "pool": secrets.token_hex(8), "salt": secrets.token_hex(8), **(facts or {})}
+    try:
+        retrying.put_new(MARKER, json.dumps(marker).encode())
+    except Exists as exc:
+        raise Exists(f"this is a pool already: choose another prefix, or delete it first url={url}") from exc
+    except NotFound as exc:
+        raise InvalidRequest(f"there is no such bucket: make it first url={url}") from exc
+    return open_object_pool(url, store=store or connect(url))
+
+
+def read_marker(url: str, *, store: Store | None = None) -> dict[str, object]:
+    """What the pool says of itself.
+
+    Raises:
+        NotFound: there is none.
+        InvalidRequest: a newer format, or refused credentials.
+        Corrupt: it cannot be read as a marker.
+    """
+    url = canonical_url(url)
+    try:
+        facts = json.loads(RetryingStore(store or connect(url)).get(MARKER))
+        if facts["format"] != FORMAT:
+            raise InvalidRequest(
+                f"the pool is of format {facts['format']}, this vdiskfs reads format {FORMAT} url={url}"
+            )
+        int(facts["salt"], 16)
+        return dict(facts)
+    except NotFound as exc:
+        raise NotFound(f"no pool here: make one with 'vdiskfs format {url}': {exc}") from exc
+    except (ValueError, KeyError, TypeError) as exc:
+        raise Corrupt(f"the pool's marker object is damaged url={url}") from exc
+
+
+def open_object_pool(
+    url: str, *, state: str = "", store: Store | None = None, cache_bytes: int = CACHE_BYTES_DEFAULT
+) -> ObjectPool:
+    """The pool at this address, with local files in the node's state directory.
+
+    Raises:
+        NotFound, InvalidRequest, Corrupt: as ``read_marker``.
+    """
+    url = canonical_url(url)
+    store = store or connect(url)
+    facts = read_marker(url, store=store)
+    return ObjectPool(
+        url,
+        store=RetryingStore(store),
+        pool_id=str(facts["pool"]),
+        salt=int(str(facts["salt"]), 16),
+        folder=str(pathlib.Path(state or ".", "extents")),
+        cache_bytes=cache_bytes,
+    )

@@ -1,0 +1,39 @@
+"""The random walks of the vdisk and snapshot models, over an object pool."""
+
+import pathlib
+
+import pytest
+
+from replication import object_groups, object_tables
+from tests.model.test_vdisk_model import shrink
+from tests.model.vdisk_walk import Walk
+from tests.replication.faulty_objects import FaultyObjectRig
+from tests.replication.rig import expect_errors, run
+
+TINY = {"rows_max": 40, "segments_max": 16, "journal_capacity": 1100}
+
+
+class TinyCacheRig(FaultyObjectRig):
+    """Nearly nothing may stay here."""
+
+    cache_bytes = 1 << 20
+
+
+@pytest.mark.parametrize("tiny", [False, True], ids=["roomy", "tiny"])
+@pytest.mark.parametrize("number", range(1, 4))
+def test_random_operations_over_objects_leave_what_the_model_says(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    tiny: bool,
+) -> None:
+    monkeypatch.setattr(object_tables, "OPEN_SPANS_MAX", 6)
+    monkeypatch.setattr(object_groups, "OPEN_SPANS_MAX", 6)
+    monkeypatch.setattr(object_tables, "_FAN", 3)
+    monkeypatch.setattr(object_groups, "PART_BLOCKS", 16)
+    monkeypatch.setattr(Walk, "rig_type", TinyCacheRig if tiny else FaultyObjectRig)
+    if tiny:
+        shrink(monkeypatch)
+    run(lambda: Walk(tmp_path, number, **(TINY if tiny else {})).walk(5, 60))
+    expect_errors(caplog, "the index lags behind", "blocks that cannot be read stay")
