@@ -255,6 +255,26 @@ def test_without_most_of_etcd_for_a_while_guests_wait_and_go_on(
     assert (a.mountpoint / "new").exists()
 
 
+def test_a_daemon_that_dies_while_etcd_is_gone_comes_back_with_it(
+    both: tuple[MountedPool, MountedPool], etcd: EtcdMembers, guest: Guest
+) -> None:
+    a, b = both
+    daemon = a.daemon_pid()
+    for number in (0, 1):
+        etcd.kill(number)
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(
+        lambda: "the catalog does not answer" in "".join(a.log_lines()), "the next daemon asks in vain"
+    )
+    for number in (0, 1):
+        etcd.start(number)
+    etcd.wait_ready()
+    guest.goes_on()
+    guest.stop()
+    assert_holds(b, "disk", guest.synced())
+    a.expects_errors = True  # the daemons that could not begin
+
+
 def test_a_host_cut_off_from_etcd_acknowledges_nothing_that_is_lost(
     both: tuple[MountedPool, MountedPool], etcd: EtcdMembers, lab: NetworkLab, guest: Guest
 ) -> None:
@@ -288,7 +308,6 @@ def test_a_second_node_of_a_live_one_s_name_is_refused(
     assert "another node of this name has the pool mounted" in refused.stderr
     a.kill_daemon()  # the next one has the name back at once
     (a.mountpoint / "file").touch()
-    os.kill(a.daemon_pid(), signal.SIGCONT)
 
 
 def test_a_mount_without_listen_or_with_a_wrong_catalog_says_what_to_do(

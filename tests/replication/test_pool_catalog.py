@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +22,7 @@ from replication.groups import GroupSet, block_checksums
 from replication.pool_catalog import check_catalog, open_catalog, read_address
 from replication.pool_directory import format_pool
 from tests.etcd_members import EtcdMembers, free_ports
+from tests.mounted_pool import package_environment
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,11 @@ def test_a_block_that_a_cache_has_of_before_is_no_damage(tmp_path: pathlib.Path,
         groups.read_run(view, place, block_checksums(memoryview(bytes(BLOCK_BYTES)), written.seed))
     written.close()
     index.close()
+
+
+def test_what_speaks_to_etcd_is_loaded_only_for_a_pool_that_needs_it() -> None:
+    probe = "import sys, fusefs.node; print([name for name in ('h11', 'metadata.catalog_etcd') if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], env=package_environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
