@@ -14,6 +14,9 @@ Answer = tuple[Mapping[str, Any], bytes]
 Handler = Callable[[str, Mapping[str, Any], bytes], Awaitable[Answer]]
 """Given the calling node's name, the named values and the bytes of a call."""
 
+Immediate = Callable[[str, Mapping[str, Any], bytes], Answer | None]
+"""The same without waiting for anything; None: the handler has to be asked."""
+
 CALL_DATA_BYTES_MAX = (1 << 20) + (64 << 10)
 """The bytes of one call or answer: a request of the kernel's, or one commit record; longer records are read from
 the pool."""
@@ -43,8 +46,8 @@ class Links(Protocol):
             VdiskfsError: what the other side raised.
         """
 
-    def serve(self, verb: str, handler: Handler) -> None:
-        """Calls of this verb are answered by ``handler`` from now on; one handler a verb."""
+    def serve(self, verb: str, handler: Handler, *, at_once: Immediate | None = None) -> None:
+        """Calls of this verb are answered by ``at_once``, if it can, or by ``handler`` from now on; one a verb."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from metadata.errors import Corrupt, InvalidRequest, Unavailable, VdiskfsError
-from replication.cluster import Answer, Handler
+from replication.cluster import Answer, Handler, Immediate
 from replication.secure_stream import BROKEN, SecureStream, explain
 from replication.wire import (
     FRAME_BYTES_MAX,
@@ -77,7 +77,7 @@ class CallingSide:
         self._stream, self._reader, self._node = stream, reader, node
         self._waiting: dict[int, _Waiting] = {}
         self._last_number = 0
-        self._has_room = trio.Event()
+        self._has_room: trio.Event | None = None
         self.is_over = False
 
     async def call(self, verb: str, arguments: Mapping[str, Any], data: bytes) -> Answer:
@@ -88,6 +88,7 @@ class CallingSide:
             VdiskfsError: what the other side raised.
         """
         while len(self._waiting) >= CALLS_MAX and not self.is_over:
+            self._has_room = self._has_room or trio.Event()
             await self._has_room.wait()
         if self._stream.queued_bytes:
             await self._stream.wait_room()
@@ -104,9 +105,7 @@ class CallingSide:
             raise self._broken() from None
         finally:
             self._waiting.pop(number, None)
-            if self._has_room.statistics().tasks_waiting:
-                self._has_room.set()
-                self._has_room = trio.Event()
+            self._tell_room()
         if isinstance(waiting.answer, VdiskfsError):
             raise waiting.answer
         assert waiting.answer is not None
@@ -125,7 +124,12 @@ class CallingSide:
             for waiting in self._waiting.values():
                 waiting.answer = self._broken()
                 waiting.answered.set()
+            self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self._has_room is not None:
             self._has_room.set()
+            self._has_room = None
 
     async def _receive(self) -> None:
         try:
@@ -162,7 +166,7 @@ class AnsweringSide:
         reader: Reader,
         *,
         node: str,
-        handlers: Mapping[str, Handler],
+        handlers: Mapping[str, tuple[Handler, Immediate | None]],
         start: Callable[..., None],
     ) -> None:
         self._stream, self._reader, self._node = stream, reader, node
@@ -170,14 +174,16 @@ class AnsweringSide:
         self._start = start
         """Starts a task that outlives the connection: what has begun is not left half done."""
         self._running = 0
-        self._has_room = trio.Event()
+        self._has_room: trio.Event | None = None
+        self._over = trio.Event()
 
     async def run(self) -> None:
         """Answers until the connection breaks."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_send, self._stream)
-                await self._receive()
+                self._start(self._receive)
+                await self._over.wait()
                 nursery.cancel_scope.cancel()
         finally:
             self._stream.close()
@@ -187,19 +193,47 @@ class AnsweringSide:
         self._stream.close()
 
     async def _receive(self) -> None:
+        """Reads on. What takes time is done by tasks; a call that came alone by this one, while another one reads on."""
+        alone = None
         try:
-            while messages := await self._reader.receive():
+            while alone is None and (messages := await self._reader.receive()):
                 for message in messages:
                     if not isinstance(message, Call):
                         raise Corrupt("a message that is no call")
+                    if self._answer_nowait(message):
+                        continue
                     while self._running >= CALLS_MAX:
+                        self._has_room = trio.Event()
                         await self._has_room.wait()
                     self._running += 1
-                    self._start(self._answer, message)
+                    if len(messages) == 1:
+                        alone = message
+                    else:
+                        self._start(self._answer, message)
         except BROKEN as exc:
             log.debug("the connection broke: %s node=%s", exc, self._node)
         except Corrupt as exc:
             log.warning("gave up a connection: %s node=%s", exc, self._node)
+        if alone is None:
+            self._over.set()
+        else:
+            self._start(self._receive)
+            await self._answer(alone)
+
+    def _answer_nowait(self, call: Call) -> bool:
+        """Answers what can be answered without waiting."""
+        _, at_once = self._handlers.get(call.verb, (None, None))
+        if at_once is None or self._stream.queued_bytes:
+            return False
+        try:
+            answer = at_once(self._node, call.arguments, call.data)
+            if answer is None:
+                return False
+            message = encode_answer(call.number, *answer)
+        except Exception as exc:
+            message = self._failed(call, exc)
+        self._stream.write_nowait(message)
+        return True
 
     async def _answer(self, call: Call) -> None:
         try:
@@ -211,21 +245,29 @@ class AnsweringSide:
             pass  # nobody is there to hear it
         finally:
             self._running -= 1
-            self._has_room.set()
-            self._has_room = trio.Event()
+            if self._has_room is not None:
+                self._has_room.set()
 
     async def _carry_out(self, call: Call) -> bytes:
-        handler = self._handlers.get(call.verb)
+        handler, _ = self._handlers.get(call.verb, (None, None))
         try:
             if handler is None:
                 raise InvalidRequest(f"this node does not know the call verb={call.verb[:64]!r}")
             named, data = await handler(self._node, call.arguments, call.data)
             return encode_answer(call.number, named, data)
-        except VdiskfsError as exc:
-            return encode_error(call.number, exc)
         except Exception as exc:
-            log.exception("a call of another node failed unexpectedly node=%s verb=%s", self._node, call.verb)
-            return encode_error(call.number, Unavailable(f"it failed unexpectedly: {exc!r}"))
+            return self._failed(call, exc)
+
+    def _failed(self, call: Call, exc: Exception) -> bytes:
+        if isinstance(exc, VdiskfsError):
+            return encode_error(call.number, exc)
+        log.error(
+            "a call of another node failed unexpectedly node=%s verb=%s",
+            self._node,
+            call.verb,
+            exc_info=exc,
+        )
+        return encode_error(call.number, Unavailable(f"it failed unexpectedly: {exc!r}"))
 
 
 async def _send(stream: SecureStream) -> None:

@@ -145,7 +145,7 @@ class Follower:
         """Told when an index was built anew."""
         self._nursery: trio.Nursery | None = None
         mirror.listeners.append(self._note_owner)
-        links.serve(PUBLISH, self._publish)
+        links.serve(PUBLISH, self._publish, at_once=self._publish_nowait)
         links.serve(MOVED, self._moved)
         links.serve(STARTED, self._started)
 
@@ -333,14 +333,22 @@ class Follower:
     # ---- what owners tell
 
     async def _publish(self, node: str, values: Mapping[str, Any], data: bytes) -> Answer:
+        """What is told while the vdisk is just being subscribed to here, or has fallen behind."""
+        vdisk = told_in(values, data)[0][0].vdisk
+        async with self._loading.alone_at(vdisk):
+            await self._apply_told(vdisk)
+            answer = self._publish_nowait(node, values, data)
+        if answer is None:
+            raise NotFound(f"the vdisk is not followed vdisk={vdisk}")
+        return answer
+
+    def _publish_nowait(self, node: str, values: Mapping[str, Any], data: bytes) -> Answer | None:
         lot = told_in(values, data)
         vdisk, epoch = lot[0][0].vdisk, lot[0][0].epoch
         following = self._following.get(vdisk)
         if following is None or following.state is None or len(following.told) >= TOLD_MAX:
-            async with self._loading.alone_at(vdisk):  # it is just being subscribed to, or has fallen behind
-                await self._apply_told(vdisk)
-                following = self._following.get(vdisk)
-        if following is None or following.owner != Owner(node, epoch) or following.state is None:
+            return None
+        if following.owner != Owner(node, epoch):
             raise NotFound(f"the vdisk is not followed vdisk={vdisk}")
         following.told.extend(lot)
         if not following.is_applying and self._nursery is not None:

@@ -20,7 +20,7 @@ from typing import Self
 import trio
 
 from metadata.errors import Corrupt, InvalidRequest, Unavailable
-from replication.cluster import CALL_DATA_BYTES_MAX, Answer, Handler, Member, Membership
+from replication.cluster import CALL_DATA_BYTES_MAX, Answer, Handler, Immediate, Member, Membership
 from replication.connection import AnsweringSide, CallingSide, Reader, reason
 from replication.credentials import Credentials
 from replication.secure_stream import BROKEN, SecureStream, secure_context
@@ -63,7 +63,7 @@ class NodeLinks:
         """Where other nodes find this one; the port is known after entering."""
         self._credentials = credentials
         self._hello = Hello(credentials.cluster, credentials.node, identity)
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[str, tuple[Handler, Immediate | None]] = {}
         self._peers: dict[str, _Peer] = {}
         self._pending = OrderedDict[SecureStream, None]()
         self._answering: dict[str, AnsweringSide] = {}
@@ -97,9 +97,9 @@ class NodeLinks:
         self._listener.socket.close()
         await trio.lowlevel.checkpoint_if_cancelled()
 
-    def serve(self, verb: str, handler: Handler) -> None:
+    def serve(self, verb: str, handler: Handler, *, at_once: Immediate | None = None) -> None:
         assert verb not in self._handlers, f"served twice verb={verb}"
-        self._handlers[verb] = handler
+        self._handlers[verb] = handler, at_once
 
     async def run(self, membership: Membership) -> None:
         """Answers, and lets call, until cancelled."""

@@ -182,6 +182,8 @@ class SecureStream:
 
     async def _take(self) -> None:
         while True:
+            if self.is_closed:
+                raise BrokenPipeError("the connection is closed")
             await trio.lowlevel.wait_readable(self._socket)
             try:
                 arrived = self._socket.recv(RECEIVE_BYTES)

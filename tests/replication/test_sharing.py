@@ -166,6 +166,7 @@ def test_a_node_is_not_waited_for_by_its_own_writes_and_shows_them_at_once(clust
                 return await published(*call)
 
             cluster.switch.nodes["b"]._handlers["publish"] = late
+            del cluster.switch.nodes["b"]._at_once["publish"]
             for number in range(2, 12):
                 await put(b, theirs, number * B, block(number))
                 version = a.heads[20].log.version
