@@ -176,9 +176,10 @@ class DirectoryPool(Pool):
     def vdisks(self) -> list[int]:
         """Ids of all vdisks that have a directory in the pool."""
         found = []
-        with suppress(FileNotFoundError):
-            for shard in os.scandir(os.path.join(self.path, "vdisks")):
-                found += [int(name, 16) for name in os.listdir(shard.path)]
+        with suppress(FileNotFoundError), os.scandir(os.path.join(self.path, "vdisks")) as shards:
+            for shard in shards:
+                with suppress(FileNotFoundError):
+                    found += [int(name, 16) for name in os.listdir(shard.path)]
         return sorted(found)
 
     def file(self, vdisk: int, group: int) -> GroupFile:
