@@ -109,6 +109,12 @@ class Invalidation:
             self._entries[place.parent, place.name] = None
             self._note_arrival()
 
+    async def forget_now(self, inode: int) -> None:
+        """The kernel looks the inode's name up anew, if it has one."""
+        place = self._namespace.place(inode)
+        if place is not None:
+            await self._kernel.forget_entry(place.parent, place.name)
+
     async def run(self) -> None:
         """Tells the kernel, until cancelled."""
         limit = trio.Semaphore(AT_ONCE)

@@ -189,6 +189,9 @@ async def _serve(
             if vdisks.company is not None:
                 known = notifications.knows_inode if is_successor else _knows_none
                 vdisks.company.versions.keep_only(known)
+            if peers is not None:
+                peers.begin(is_successor)
+                nursery.start_soon(peers.settle, invalidation.forget_now)
             if is_successor:
                 channel.ask_for_unanswered()
                 await orphans.drop_all(kernel_knows=notifications.knows_inode)
@@ -205,6 +208,8 @@ async def _serve(
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=False)
+        if peers is not None:
+            peers.close()
     return finished
 
 

@@ -250,17 +250,15 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise InvalidRequest("only vdisks, directories and links live here", number=errno.EPERM)
-        return await self._entry(
-            await self._make(plan_create, self._place(parent_inode, name), mode=mode, ctx=ctx)
-        )
+        inode = await self._make(plan_create, self._place(parent_inode, name), mode=mode, ctx=ctx)
+        return await self._entry(inode)
 
     @_answering
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return await self._entry(
-            await self._make(plan_mkdir, self._place(parent_inode, name), mode=mode, ctx=ctx)
-        )
+        inode = await self._make(plan_mkdir, self._place(parent_inode, name), mode=mode, ctx=ctx)
+        return await self._entry(inode)
 
     @_answering
     async def symlink(
@@ -357,6 +355,8 @@ class Operations(pyfuse3.Operations):
     @_answering
     async def release(self, fh: int) -> None:
         self._vdisks.close(fh)
+        if self._peers is not None:
+            self._peers.note_files(_vdisk_of(fh))
 
     # Directories.
 

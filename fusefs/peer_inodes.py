@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol, TypeVar
 
+from fusefs.generations import Generations
 from metadata.errors import InvalidRequest, NotOwner
 from metadata.ids import VdiskId
 from metadata.snapshots import Snapshot
@@ -62,13 +63,40 @@ class PeerInodes:
         self._catch_up = catch_up
         self._wanted: dict[int, list[float]] = {}
         """For each open that was told ESTALE, until when it is expected to come again."""
-        self._generations: dict[int, int] = {}
+        folder = os.path.dirname(company.holdings.workspace.index.path)
+        self._generations = Generations(os.path.join(folder, "generations"), kernel_knows)
         """Of heads' inodes, as the kernel was told last."""
+        self._open_before: set[int] = set()
+        """Heads' inodes of which files are open for writing, as far as is known, since before this daemon."""
         self._lookups: Counter[int] = Counter()
         """How often it was told; a word of its that it has forgotten one may be overtaken by the next."""
         self._mixed: set[int] = set()
         """Heads' inodes of which the kernel may have pages of an older version."""
         company.transfers.is_wanted = self._is_wanted
+
+    def begin(self, is_successor: bool) -> None:
+        """At a daemon's start."""
+        self._open_before = self._generations.begin(is_successor)
+
+    async def settle(self, forget_name: Callable[[int], Awaitable[None]]) -> None:
+        """Finds out of which of these files are still open: a name that the kernel drops leaves the inode only if it is open.
+
+        Args:
+            forget_name: lets the kernel drop the name of a vdisk.
+        """
+        for vdisk in list(self._open_before):
+            await forget_name(vdisk)
+            if not self._kernel_knows(vdisk):
+                self._open_before.discard(vdisk)
+
+    def note_files(self, vdisk: int) -> None:
+        """A file of it was opened or closed."""
+        if vdisk not in self._open_before:
+            self._generations.note_written(vdisk, self._company.holdings.files.has_writer(vdisk))
+
+    def close(self) -> None:
+        """At the daemon's end."""
+        self._generations.close()
 
     def is_foreign(self, inode: int) -> bool:
         """Whether it is the head of a vdisk that another node owns, as far as this node knows."""
@@ -189,7 +217,7 @@ class PeerInodes:
     def shown(self, inode: int, entry: _Entry) -> _Entry:
         """The entry with which the kernel is told of a head's inode."""
         if not FIRST_ID <= inode < END_ID:
-            self._generations[inode] = entry.generation
+            self._generations.note(inode, entry.generation)
             self._lookups[inode] += 1
         return entry
 
@@ -199,6 +227,7 @@ class PeerInodes:
         Beside a file that was opened when the vdisk was here before, and goes on reading what it was then, it does
         neither: both have one inode, and so one cache.
         """
+        self.note_files(inode)
         if self._company.transfers.frozen_sizes(inode):
             self._mixed.add(inode)
             return True, False
@@ -212,7 +241,7 @@ class PeerInodes:
         Whoever writes goes on, wherever the owner is; whoever reads what it was, unless another size must be shown.
         """
         holdings, transfers = self._company.holdings, self._company.transfers
-        if holdings.files.has_writer(vdisk):
+        if holdings.files.has_writer(vdisk) or vdisk in self._open_before:
             return True
         served = holdings.heads.get(VdiskId(vdisk)) or transfers.remotes.get(vdisk)
         return served is not None and transfers.frozen_sizes(vdisk) == {served.size}
@@ -232,7 +261,8 @@ class PeerInodes:
         self._lookups[inode] -= lookups
         if self._lookups[inode] <= 0:
             del self._lookups[inode]
-            self._generations.pop(inode, None)
+            self._generations.forget(inode)
+            self._open_before.discard(inode)
             self._mixed.discard(inode)
         self._company.versions.forget(inode, lookups, kernel_knows=self._kernel_knows)
 

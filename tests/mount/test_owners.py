@@ -217,3 +217,43 @@ def test_a_size_that_the_other_node_set_is_that_of_the_next_open(
         assert a.stat().st_size == len(a.read_bytes()) == number * 1000
         with a.open("r+b") as file:
             assert os.fstat(file.fileno()).st_size == number * 1000
+
+
+def test_a_file_open_for_writing_survives_a_daemon_after_its_vdisk_has_moved(
+    both: tuple[MountedPool, MountedPool],
+) -> None:
+    a, b = both
+    a.run("create", a.mountpoint / "disk", "1M")
+    with Direct(a.mountpoint / "disk") as file:
+        file.write(0, 1)
+        b.run("owner", "take", b.mountpoint / "disk", "--force")
+        file.write(1, 2)
+        a.kill_daemon()
+        file.write(2, 3)
+        with Direct(a.mountpoint / "disk") as other:
+            assert [other.read(block_no) for block_no in range(3)] == [1, 2, 3]
+            other.write(3, 4)
+        assert [file.read(block_no) for block_no in range(4)] == [1, 2, 3, 4]
+        file.write(4, 5)
+        os.fsync(file.fd)
+    with Direct(b.mountpoint / "disk") as theirs:
+        assert [theirs.read(block_no) for block_no in range(5)] == [1, 2, 3, 4, 5]
+
+
+def test_a_new_daemon_knows_of_which_ownership_the_kernel_s_inode_is(
+    both: tuple[MountedPool, MountedPool],
+) -> None:
+    a, b = (node.mountpoint / "disk" for node in both)
+    a.write_bytes(bytes(2 * B))
+    for number in range(3, 7):
+        with b.open("r+b", buffering=0) as file:
+            both[0].kill_daemon()  # its kernel may not have been told that the vdisk has gone
+            os.ftruncate(file.fileno(), number * 1000)
+        with a.open("r+b", buffering=0) as file:
+            assert os.fstat(file.fileno()).st_size == number * 1000
+            both[1].kill_daemon()
+            os.ftruncate(file.fileno(), number * 1100)
+        with b.open("ab", buffering=0) as file:
+            assert os.fstat(file.fileno()).st_size == number * 1100
+            file.write(b"end")
+        assert a.stat().st_size == b.stat().st_size == number * 1100 + 3
