@@ -26,6 +26,7 @@ from fusefs.handover import load_init, store_init
 from fusefs.lost_requests import LostRequests, map_slots
 from fusefs.request_slots import REQUEST_BYTES_MAX, SLOT_BYTES, SLOTS, WRITE_BYTES_MAX, Slots, Waiting
 from metadata.errors import IndexDamaged, VdiskfsError
+from metadata.ids import VdiskId
 from metadata.units import BLOCK_BYTES
 from replication.commit import begin_nowait, grow_ahead, note_sync
 from replication.head import SYNC_STREAK, Head
@@ -354,6 +355,9 @@ class Channel:
         times = abi.parse_times(request)
         if times is None:
             return False
+        if abi.asks_size(request) and self._vdisks.has_buffered_writer(VdiskId(times[0])):
+            self._reply(unique, errno.EBUSY)  # the kernel may know better: of what is in its cache
+            return True
         try:
             shown = self._set_times(*times)
             if shown is None:

@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 
 SETATTR, READ, WRITE, FSYNC, GETXATTR, INIT = 4, 15, 16, 20, 22, 26
+ASKED_SIZE = (1 << 62) + 0x1664_6973_6B66_7300
+"""A size that no vdisk can have: whoever truncates a file to it asks the kernel to learn its size from the daemon."""
 FORGET, INTERRUPT, BATCH_FORGET, DESTROY = 2, 36, 42, 38
 FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64 = 43, 46, 47, 53
 
@@ -39,6 +41,7 @@ SETATTR_IN = struct.Struct("<II6Q8I")
 ATTR_REPLY = struct.Struct("<IiQQIIQQQQQQIIIIIIIIII")
 """OUT_HEADER; valid for s, ns, padding; ino, size, blocks, atime, mtime, ctime; atime ns, mtime ns, ctime ns, mode,
 links, uid, gid, rdev, block size, flags"""
+_SET_SIZE = 1 << 3
 _SET_FH, _SET_MTIME, _SET_LOCK_OWNER, _SET_CTIME = 1 << 6, 1 << 5, 1 << 9, 1 << 10
 
 WRITE_KILL_SUIDGID = 1 << 2
@@ -105,10 +108,16 @@ class Attributes:
     block_bytes: int
 
 
+def asks_size(request: memoryview) -> bool:
+    """Whether a SETATTR is the notifier's: it sets no size, the kernel takes over the one in the reply."""
+    fields = SETATTR_IN.unpack_from(request, IN_HEADER_BYTES)
+    return bool(fields[0] & _SET_SIZE) and fields[3] == ASKED_SIZE
+
+
 def parse_times(request: memoryview) -> tuple[int, int | None, int | None] | None:
     """Of a SETATTR that sets nothing but times: inode, mtime and ctime in ns; else None."""
     fields = SETATTR_IN.unpack_from(request, IN_HEADER_BYTES)
-    valid = fields[0]
+    valid = 0 if asks_size(request) else fields[0]
     if valid & ~(_SET_FH | _SET_LOCK_OWNER | _SET_MTIME | _SET_CTIME):
         return None
     (inode,) = struct.unpack_from("<Q", request, 16)

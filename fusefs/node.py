@@ -36,6 +36,7 @@ from fusefs.data_requests import DataRequests
 from fusefs.finishing import finish_when_asked, make_way
 from fusefs.handover import Stage, report_error, report_progress, report_ready, report_stage
 from fusefs.invalidation import Invalidation
+from fusefs.kernel_sizes import KernelSizes
 from fusefs.namespace_store import NamespaceStore
 from fusefs.node_verbs import Node, all_verbs
 from fusefs.notifications import Notifications
@@ -159,7 +160,9 @@ async def _serve(
     orphans = _make_orphans(settings, vdisks, store, notifications)
     peers = _make_peers(vdisks, notifications, store)
     operations = Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans, peers=peers)
-    invalidation = _listen(store, vdisks, notifications)
+    paths = PathResolver(store.namespace, mountpoint=settings.mountpoint)
+    sizes = KernelSizes(vdisks, notifications, paths, mountpoint=settings.mountpoint)
+    invalidation = _listen(store, vdisks, notifications, sizes)
     requests = DataRequests(vdisks, clear_suid=_clear_suid(store), notifications=notifications)
     channel = _channel(settings, vdisks, requests, operations=operations)
     node = Node(settings, workspace, vdisks, channel=channel)
@@ -178,6 +181,7 @@ async def _serve(
                 nursery.start_soon(jobs.run)
             nursery.start_soon(notifications.run)
             nursery.start_soon(invalidation.run)
+            nursery.start_soon(sizes.run)
             if not settings.read_only:
                 nursery.start_soon(trash.run)
                 nursery.start_soon(CollectionSchedule(Collector(vdisks), vdisks, LoopUse().is_busy).run)
@@ -264,7 +268,9 @@ def _knows_none(_: int) -> bool:
     return False
 
 
-def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications) -> Invalidation:
+def _listen(
+    store: NamespaceStore, vdisks: Vdisks, notifications: Notifications, sizes: KernelSizes
+) -> Invalidation:
     """What other nodes change reaches the kernel, and the mirror of their vdisks."""
     invalidation = Invalidation(store.namespace, notifications)
     store.listen(invalidation)
@@ -282,10 +288,13 @@ def _listen(store: NamespaceStore, vdisks: Vdisks, notifications: Notifications)
             invalidation.note_owner(vdisk)
             with trio.move_on_after(KERNEL_S):
                 await invalidation.settled()
+            with trio.move_on_after(KERNEL_S):
+                await sizes.tell(vdisk)
 
         vdisks.company.forwarding.drop_pages = notifications.drop_pages
         vdisks.company.transfers.deposed.drop_pages = notifications.drop_pages
         vdisks.company.forwarding.note_resized = note_resized
+        vdisks.company.transfers.note_resized = sizes.note
         answer_announcements(
             vdisks.company.links,
             vdisks.company.membership,

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from fusefs.fuse_abi import OUT_HEADER
-from fusefs.notifier import NUMBER
+from fusefs.notifier import LEARN_SIZE, MESSAGE_BYTES_MAX, NUMBER
 from metadata.errors import Unavailable
 
 _INVALIDATE_INODE, _INVALIDATE_ENTRY = 2, 3
@@ -73,10 +73,22 @@ class Notifications:
         """
         await self._tell(_INVALIDATE_ENTRY, _ENTRY_INVALIDATION.pack(parent, len(name), 0) + name + b"\0")
 
+    async def learn_size(self, mountpoint: str, path: str) -> None:
+        """Lets the kernel take a file's size, which another node has changed, from us.
+
+        Only what has no writer that goes through its cache: else it knows better, and keeps its own.
+        """
+        names = os.fsencode(mountpoint) + b"\0" + os.fsencode(path)
+        if NUMBER.size + len(LEARN_SIZE) + len(names) <= MESSAGE_BYTES_MAX:
+            await self._send(LEARN_SIZE + names)
+
     async def _tell(self, what: int, body: bytes) -> None:
         """Returns when the kernel has done it, or refused: then it knows no such inode or name, which is as good."""
+        await self._send(OUT_HEADER.pack(16 + len(body), what, 0) + body)
+
+    async def _send(self, body: bytes) -> None:
         self._asked = number = (self._asked + 1) & 0xFFFFFFFF
-        message = NUMBER.pack(number) + OUT_HEADER.pack(16 + len(body), what, 0) + body
+        message = NUMBER.pack(number) + body
         self._told[number] = told = trio.Event()
         try:
             while True:

@@ -5,6 +5,9 @@ killed, and keeps its whole process from ending: were it the daemon's, the keepe
 killed daemon, and the kernel for the next one. This process may wait as long as it takes: for the next daemon's answer.
 
     daemon --number, bytes for /dev/fuse--> notifier --number--> daemon
+
+It also makes the kernel learn a file's size, which with a write-back cache it takes from nobody but from the answer to
+its own truncation: it truncates the file to a size that the daemon knows for a question (``fuse_abi.ASKED_SIZE``).
 """
 
 import ctypes
@@ -16,8 +19,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-MESSAGE_BYTES_MAX = 4096
+from fusefs.fuse_abi import ASKED_SIZE
+from fusefs.mount_table import mount_at, read_mounts
+
+MESSAGE_BYTES_MAX = 8192
 NUMBER = struct.Struct("<I")
+LEARN_SIZE = bytes(4)
+"""In place of the bytes for /dev/fuse; the mountpoint, a zero and a path below it follow."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -54,7 +62,27 @@ def _serve(fuse_fd: int, daemon: socket.socket, daemon_pid: int) -> None:
 
 
 def _tell(fuse_fd: int, daemon: socket.socket, message: bytes) -> None:
+    body = message[NUMBER.size :]
     with suppress(OSError):  # the kernel knows no such inode or name, or the mount is gone
-        os.write(fuse_fd, message[NUMBER.size :])
+        if body.startswith(LEARN_SIZE):
+            _learn_size(*body[len(LEARN_SIZE) :].split(b"\0"))
+        else:
+            os.write(fuse_fd, body)
     with suppress(OSError):  # the daemon is gone
         daemon.send(message[: NUMBER.size])
+
+
+def _learn_size(mountpoint: bytes, path: bytes) -> None:
+    """Only below one of our mounts: elsewhere it would be a truncation."""
+    folder = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        device = os.fstat(folder).st_dev
+        mount = mount_at(os.fsdecode(mountpoint), read_mounts())
+        if (
+            mount is not None
+            and mount.is_vdiskfs
+            and (0, mount.device_minor) == (os.major(device), os.minor(device))
+        ):
+            os.truncate(b"/proc/self/fd/%d/%b" % (folder, path.lstrip(b"/")), ASKED_SIZE)
+    finally:
+        os.close(folder)

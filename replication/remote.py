@@ -64,6 +64,8 @@ class Remote:
         """As of the last answer."""
         self.forwarded = 0
         """Counts requests that another node has answered."""
+        self.note_resized: Callable[[int], None] | None = None
+        """Told of the vdisk when it has a size that nobody here has given it."""
 
     def read_nowait(self, offset: int, size: int) -> None:
         """As ``Reader.read_nowait``: nothing is ever at hand."""
@@ -134,7 +136,12 @@ class Remote:
         )
         self.forwarded += 1
         self._note_version(self.vdisk, facts["version"])
+        before, known = self.size, self.version
         self.note_facts(facts)
+        end = arguments.get("offset", 0) + len(data) if deed == "write" else arguments.get("size", 0)
+        expected = {"write": max(before, end), "grow": max(before, end), "truncate": end}.get(deed, before)
+        if known and self.size != expected and self.note_resized is not None:
+            self.note_resized(self.vdisk)
         return answer
 
     def note_facts(self, facts: Any) -> None:

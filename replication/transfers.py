@@ -112,6 +112,8 @@ class Transfers:
         self._opening: Counter[int] = Counter()
         self.is_wanted: Callable[[int], bool] = lambda vdisk: False
         """Whether a file that was to be opened for writing is expected to be in a moment."""
+        self.note_resized: Callable[[int], None] | None = None
+        """As ``Remote.note_resized``."""
         self._forwarded_before = 0
         """Of remotes that are no more."""
         self._leaving: list[tuple[int, str]] = []
@@ -264,6 +266,7 @@ class Transfers:
                 perform=perform_here,
                 note_version=self._note_version,
             )
+            remote.note_resized = self.note_resized
             self.remotes[vdisk] = remote
         remote.owner = owner or remote.owner
         return remote

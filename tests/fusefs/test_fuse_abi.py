@@ -3,6 +3,7 @@
 import struct
 
 from fusefs import fuse_abi as abi
+from metadata.units import VDISK_BYTES_MAX
 
 
 def request(opcode: int, body: bytes, *, unique: int = 6, inode: int = 77) -> bytes:
@@ -74,6 +75,19 @@ def test_only_a_setattr_of_times_alone_is_one_for_the_channel() -> None:
     assert abi.parse_times(set_attributes(mtime)) == (77, 20 * 10**9 + 8, None)
     for other in (size, mode, atime, 1 << 8, 1 << 11):
         assert abi.parse_times(set_attributes(mtime | other)) is None
+
+
+def test_a_question_for_the_size_sets_nothing() -> None:
+    fh, mtime, size, kill = 1 << 6, 1 << 5, 1 << 3, 1 << 11
+    assert VDISK_BYTES_MAX < abi.ASKED_SIZE < 1 << 63
+    asked = bytearray(set_attributes(size | mtime | kill))
+    struct.pack_into("<Q", asked, 40 + 16, abi.ASKED_SIZE)
+    assert abi.asks_size(memoryview(asked))
+    assert abi.parse_times(memoryview(asked)) == (77, None, None)
+    struct.pack_into("<Q", asked, 40 + 16, 4096)
+    assert not abi.asks_size(memoryview(asked))
+    assert abi.parse_times(memoryview(asked)) is None
+    assert not abi.asks_size(set_attributes(fh | mtime))
 
 
 def test_an_attribute_reply_says_what_it_was_given() -> None:

@@ -1,6 +1,7 @@
 """Two mounts of one pool: writing anywhere, whoever owns the vdisk, and whatever becomes of the owner."""
 
 import errno
+import functools
 import mmap
 import os
 import pathlib
@@ -257,3 +258,31 @@ def test_a_new_daemon_knows_of_which_ownership_the_kernel_s_inode_is(
             assert os.fstat(file.fileno()).st_size == number * 1100
             file.write(b"end")
         assert a.stat().st_size == b.stat().st_size == number * 1100 + 3
+
+
+def test_a_size_that_another_node_sets_is_that_of_files_that_are_open(
+    both: tuple[MountedPool, MountedPool],
+) -> None:
+    a, b = (node.mountpoint / "disk" for node in both)
+    a.write_bytes(bytes(8 * B))
+    with Direct(a) as mine, Direct(b) as theirs, a.open("rb", buffering=0) as reader:
+        for blocks in (4, 2, 10, 12, 9):
+            size = blocks * B
+            os.ftruncate(theirs.fd, size)
+            theirs.write(blocks - 1, blocks)
+            for fd in (mine.fd, theirs.fd, reader.fileno()):
+                wait_until(
+                    functools.partial(has_size, fd, size), "an open file has the size that the other set"
+                )
+            assert a.stat().st_size == b.stat().st_size == size
+            assert mine.read(blocks - 1) == blocks
+            assert len(os.pread(reader.fileno(), 20 * B, 0)) == size
+        for blocks in (5, 14, 3):
+            os.ftruncate(mine.fd, blocks * B)
+            theirs.read(0)
+            wait_until(functools.partial(has_size, theirs.fd, blocks * B), "it asked the owner, and knows")
+    assert a.stat().st_size == b.stat().st_size == 3 * B
+
+
+def has_size(fd: int, size: int) -> bool:
+    return os.fstat(fd).st_size == size
