@@ -35,6 +35,7 @@ from metadata.etcd_messages import (
     number_in,
     put_of,
     range_of,
+    ranges_in,
     revision_in,
     rows_in,
 )
@@ -217,7 +218,7 @@ class EtcdCatalog:
         end = end_of_prefix(start)
         asked = [range_of(start, end, limit=page_rows), range_of(self._last)]
         answer = await self._calls.call("kv/txn", {"success": [{"request_range": one} for one in asked]})
-        page, last = (found.get("response_range", {}) for found in answer["responses"])
+        page, last = ranges_in(answer, 2)
         rows, revision = rows_in(page, self._rows), revision_in(answer)
         while page.get("more"):
             behind = self._rows + rows[-1].key + b"\0"
@@ -244,8 +245,8 @@ class EtcdCatalog:
             keys = change.deletes[start : start + OPERATIONS_MAX]
             asked = [{"request_range": range_of(self._rows + key) | {"keys_only": True}} for key in keys]
             answer = await self._calls.call("kv/txn", {"success": asked})
-            for key, found in zip(keys, answer["responses"], strict=True):
-                if found.get("response_range", {}).get("kvs"):
+            for key, found in zip(keys, ranges_in(answer, len(keys)), strict=True):
+                if found.get("kvs"):
                     return key
         return b""
 
@@ -260,7 +261,7 @@ class EtcdCatalog:
         answer = await self._calls.call("kv/txn", asked)
         if not answer.get("succeeded"):
             raise Conflict("the catalog has changed")
-        last, *others = (found.get("response_range", {}) for found in answer["responses"])
+        last, *others = ranges_in(answer, len(keys))
         if any(found.get("kvs") for found in others):
             raise _Moved
         return max(seen, _mod_revision(last))
@@ -283,7 +284,7 @@ class EtcdCatalog:
                 await self._compare(Change(change.compares))
                 raise _Moved
             raise Conflict("the catalog has changed")
-        self._leases.note_written([key for key, _ in puts], lease)
+        self._leases.note_written([key for key, _ in puts], lease, under=under)
         self._leases.note_written(deletes, 0)
         self._seen = max(self._seen, outcome.revision)
         return outcome.revision

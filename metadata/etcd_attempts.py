@@ -34,6 +34,7 @@ from metadata.etcd_messages import (
     plan_operations,
     put_of,
     range_of,
+    ranges_in,
     revision_in,
     text_of,
 )
@@ -99,8 +100,8 @@ class Attempts:
                 if answer.get("succeeded"):
                     slot.revision = revision_in(answer)
                     return Outcome(True, slot.revision)
-                found = [answered.get("response_range", {}) for answered in answer.get("responses", ())]
-                markers = found[0].get("kvs", ()) if found else ()
+                marker, *found = ranges_in(answer, 1 + len(otherwise))
+                markers = marker.get("kvs", ())
                 if not markers:
                     slot.born_s = float("-inf")
                     raise Unavailable("the catalog does not say whether a change was made")
@@ -108,7 +109,7 @@ class Attempts:
                 if bytes_in(markers[0], "value") == number:
                     return Outcome(True, slot.revision)
                 if slot.revision == before:
-                    return Outcome(False, 0, found[1:])
+                    return Outcome(False, 0, found)
         raise Unavailable("the catalog does not come to rest")
 
     async def aclose(self) -> None:

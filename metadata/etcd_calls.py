@@ -45,6 +45,8 @@ class EtcdCalls:
         self._members, self._login = members, login
         self._first = 0
         self._token = ""
+        self._has_auth = True
+        """As far as is known: it may be switched on and off while this runs."""
         self._cluster = ""
         self._limiter = trio.CapacityLimiter(CALLS_MAX)
 
@@ -145,7 +147,13 @@ class EtcdCalls:
                 answer = await member.call(verb, message, token=token)
                 break
             except Refused as exc:
-                is_old = exc.code == _UNAUTHENTICATED or ("revision" in exc.text and "auth" in exc.text)
+                is_unknown = "user name is empty" in exc.text
+                self._has_auth |= is_unknown
+                is_old = (
+                    is_unknown
+                    or exc.code == _UNAUTHENTICATED
+                    or ("revision" in exc.text and "auth" in exc.text)
+                )
                 if not is_old or not self._login or is_last:
                     raise
                 if self._token == token:
@@ -157,14 +165,14 @@ class EtcdCalls:
         return answer
 
     async def _log_in(self, member: HttpMember) -> None:
-        if not self._login or self._token:
+        if not self._login or self._token or not self._has_auth:
             return
         user, password = self._login
         try:
             answer = await member.call("auth/authenticate", {"name": user, "password": password})
         except Refused as exc:
             if "not enabled" in exc.text:
-                self._login = None
+                self._has_auth = False
                 log.warning("the catalog asks for no user and password: everybody may read and change it")
                 return
             if exc.code == _INVALID:

@@ -10,6 +10,8 @@ those with a compaction of their own lose nothing by it.
 import logging
 from collections.abc import Callable
 
+import trio
+
 from metadata.errors import InvalidRequest, VdiskfsError
 from metadata.etcd_calls import EtcdCalls, RevisionGone
 from metadata.etcd_messages import (
@@ -22,6 +24,8 @@ from metadata.etcd_messages import (
 )
 
 COMPACT_S = 300.0
+PATIENCE_S = 2.0
+"""Who keeps a lease alive waits for this; it is done another time."""
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +44,11 @@ class History:
         if self._clock_s() < self._next_s:
             return
         self._next_s = self._clock_s() + COMPACT_S
-        try:
-            await self.compact()
-        except VdiskfsError as exc:
-            log.warning("the catalog's history is not compacted now: %s", exc)
+        with trio.move_on_after(PATIENCE_S):
+            try:
+                await self.compact()
+            except VdiskfsError as exc:
+                log.warning("the catalog's history is not compacted now: %s", exc)
 
     async def compact(self) -> None:
         """Compact, unless another process has done so since this one looked last."""

@@ -28,7 +28,8 @@ TRIES_MAX = 4
 class _Held:
     ttl_s: int
     current: int
-    keys: set[bytes] = field(default_factory=set)
+    keys: dict[bytes, int] = field(default_factory=dict)
+    """And under which of etcd's leases each is."""
     granted: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
@@ -57,12 +58,13 @@ class EtcdLeases:
             raise _ended(number)
         return held.current
 
-    def note_written(self, keys: Sequence[bytes], number: int) -> None:
-        """These keys live under this lease from now on; 0: under none of ours."""
+    def note_written(self, keys: Sequence[bytes], number: int, *, under: int = 0) -> None:
+        """These keys live under this lease from now on, ``under`` one of etcd's; 0: under none of ours."""
         for held in self._held.values():
-            held.keys.difference_update(keys)
+            for key in keys:
+                held.keys.pop(key, None)
         if number in self._held:
-            self._held[number].keys.update(keys)
+            self._held[number].keys.update(dict.fromkeys(keys, under))
 
     async def keep_alive(self, number: int) -> None:
         """
@@ -99,12 +101,12 @@ class EtcdLeases:
 
     async def _move(self, number: int, held: _Held) -> bool:
         """The rows under a new lease of etcd's; False: they were not where they were thought to be, now it is known."""
-        keys, before = sorted(held.keys), held.current
+        keys = sorted(held.keys)
         new = await grant(self._calls, held.ttl_s)
         held.granted.append(new)
         try:
             outcome = await self._attempts.transact(
-                [compare_lease(key, before) for key in keys],
+                [compare_lease(key, held.keys[key]) for key in keys],
                 [{"request_put": _moved(key, new)} for key in keys],
                 otherwise=[range_of(key) for key in keys],
             )
@@ -112,16 +114,17 @@ class EtcdLeases:
             return False
         if outcome.is_done:
             held.current = new
+            held.keys.update(dict.fromkeys(keys, new))
             return True
         is_gone = True
         for key, found in zip(keys, outcome.found, strict=True):
             under = [number_in(row, "lease") for row in found.get("kvs", ()) if bytes_in(row, "key") == key]
             is_gone &= not under
             if under and under[0] in held.granted:
-                held.current = under[0]
+                held.keys[key] = under[0]
             else:
-                held.keys.discard(key)
-        if is_gone:
+                held.keys.pop(key, None)
+        if is_gone and not held.keys:
             self._held.pop(number, None)
             raise _ended(number)
         return False

@@ -161,6 +161,18 @@ def events_in(message: Mapping[str, Any], prefix: bytes) -> list[Event]:
     return events
 
 
+def ranges_in(answer: Mapping[str, Any], count: int) -> list[Message]:
+    """What a transaction answers to ``count`` ranges.
+
+    Raises:
+        Corrupt: to others, or to fewer.
+    """
+    found = [answered.get("response_range", {}) for answered in answer.get("responses", ())]
+    if len(found) != count:
+        raise Corrupt("etcd does not answer what was asked")
+    return found
+
+
 def revision_in(answer: Mapping[str, Any]) -> int:
     """The store's revision that an answer is of."""
     return number_in(answer.get("header", {}), "revision")

@@ -22,6 +22,8 @@ from metadata.etcd_http import HttpMember, Refused, Stream, Unreachable
 from metadata.etcd_messages import end_of_prefix, events_in, number_in, range_of
 
 SILENCE_S = 3.0
+AGAIN_S, AGAIN_S_MAX = 0.1, 2.0
+"""Before a watch that brought nothing is begun again: not at all the first time, then longer and longer."""
 STOPPED_S = 60.0
 """Much less than history is kept (``etcd_history.COMPACT_S``)."""
 
@@ -43,6 +45,7 @@ async def watch(
     position = after
     fragments: list[Event] = []
     stream: Stream | None = None
+    failures = 0
     try:
         while True:
             if stream is None:
@@ -71,10 +74,13 @@ async def watch(
                 calls.leave(member)
                 broken, stream = stream, None
                 await broken.__aexit__(None, None, None)
+                await trio.sleep(min(AGAIN_S * failures, AGAIN_S_MAX))
+                failures += 1
                 continue
             if fragments and not message.get("fragment"):
                 events, fragments = [event for event in fragments if event.revision > position], []
                 if events:
+                    failures = 0
                     position = events[-1].revision
                     yield events
     finally:

@@ -226,6 +226,21 @@ def refusal(url: str, *, environment: dict[str, str] | None = None) -> str:
     return trio.run(main)
 
 
+def check_that_auth_may_be_enabled_meanwhile(members: EtcdMembers, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_etcd_catalog(parse_etcd_address(members.url), "meanwhile", first=FIRST)
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("VDISKFS_ETCD_LOGIN", "disks:se:cret")
+            async with catalog_at(members.url, "meanwhile") as catalog:
+                assert await read_count(catalog) == 0
+                await trio.to_thread.run_sync(members.ctl, "auth", "enable")
+                await catalog.transact(Change(puts=((b"n", b"1"),)))
+                assert await read_count(catalog) == 1
+
+    run(main)
+
+
 class TestWhoIsLetIn:
     def test_a_user_with_a_password_is_let_in_and_nobody_else(
         self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
@@ -238,7 +253,7 @@ class TestWhoIsLetIn:
                 members.ctl("role", "add", user)
                 members.ctl("user", "grant-role", user, user)
             members.ctl("role", "grant-permission", "disks", "--prefix=true", "readwrite", "/vdiskfs/")
-            members.ctl("auth", "enable")
+            check_that_auth_may_be_enabled_meanwhile(members, monkeypatch)
             assert "asks for a user and password" in refusal(members.url)
             login = tmp_path / "login"
             login.touch(0o600)

@@ -337,3 +337,29 @@ class TestLeases:
                 assert [row.key for row in (await catalog.read(b"session/"))[0]] == [b"session/b"]
 
         run(main)
+
+    def test_rows_written_while_their_lease_is_kept_alive_live_on(self, one: EtcdMembers) -> None:
+        create_etcd_catalog(parse_etcd_address(one.url), "rows of a lease", first=FIRST)
+
+        async def main() -> None:
+            async with catalog_at(one.url, "rows of a lease") as catalog:
+                lease = await catalog.grant_lease(5)
+                await catalog.transact(Change(puts=((b"session/a", b"x"),)), lease=lease)
+
+                async def write() -> None:
+                    for number in range(20):
+                        await catalog.transact(Change(puts=((b"session/%d" % number, b""),)), lease=lease)
+
+                async def keep() -> None:
+                    for _ in range(20):
+                        await catalog.keep_alive(lease)
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(write)
+                    nursery.start_soon(keep)
+                await catalog.keep_alive(lease)
+                assert len((await catalog.read(b"session/"))[0]) == 21
+                await catalog.revoke(lease)
+                assert (await catalog.read(b"session/"))[0] == []
+
+        run(main)
