@@ -4,6 +4,7 @@ So their links are the loopback's, and they share its cores: what one spends ano
 is measured in turn, round by round, in one run.
 """
 
+import dataclasses
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from tools.bench_rows import (
 
 IMAGE = "disk"
 UNSHARED = "unshared"
+IMAGE_BYTES_MAX = 256 * MIB
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
@@ -99,16 +101,16 @@ def _daemon_cpu_s(node: Vdiskfs) -> float:
 
 def measure_peer_reads(result: RowResult, ours: Vdiskfs, *, plan: Plan, progress: Progress) -> None:
     """The same reads on a peer and on the owner, which has the image open for writing, too."""
+    plan = dataclasses.replace(plan, image_bytes=min(plan.image_bytes, IMAGE_BYTES_MAX))
     amount = Amount(span_bytes=plan.image_bytes, seconds=plan.seconds)
     spent_s = asked = operations = 0.0
     with Nodes(ours, image_bytes=plan.image_bytes) as nodes:
         peer = nodes.peer()
         with opened(nodes.image(ours), os.O_RDWR | os.O_DIRECT):
-            for node in (peer, ours):
-                _warm(nodes.image(node), plan)
             for round_no in range(plan.rounds):
                 progress(f"{result.row.name}: round {round_no + 1} of {plan.rounds}")
                 for name, node in in_turn(round_no, (OURS, peer), (OWNER, ours)):
+                    _read_whole(nodes.image(node), plan)
                     before_s, before = _daemon_cpu_s(ours), _requests_to_owners(peer)
                     figures = run_job(RANDOM_READ_16, nodes.image(node), amount=amount, seed=round_no + 1)
                     result.samples.setdefault(name, []).append(figures.iops)
@@ -127,15 +129,16 @@ def measure_forwarded_reads(result: RowResult, ours: Vdiskfs, *, plan: Plan, pro
 
     There is no switch for that: a file that is open for writing where the owner has a writer too reads what the owner has.
     """
+    plan = dataclasses.replace(plan, image_bytes=min(plan.image_bytes, IMAGE_BYTES_MAX))
     amount = Amount(span_bytes=plan.image_bytes, seconds=plan.seconds)
     asked = dict.fromkeys((OURS, FORWARDED), 0)
     with Nodes(ours, image_bytes=plan.image_bytes) as nodes:
         peer = nodes.peer()
         with opened(nodes.image(ours), os.O_RDWR | os.O_DIRECT):
-            _warm(nodes.image(peer), plan)
             for round_no in range(plan.rounds):
                 progress(f"{result.row.name}: round {round_no + 1} of {plan.rounds}")
                 for name, job in in_turn(round_no, (OURS, RANDOM_READ_16), (FORWARDED, FORWARDED_READ_16)):
+                    _read_whole(nodes.image(peer), plan)
                     before = _requests_to_owners(peer)
                     figures = run_job(job, nodes.image(peer), amount=amount, seed=round_no + 1)
                     result.samples.setdefault(name, []).append(figures.iops)
@@ -152,6 +155,7 @@ def measure_forwarded_writes(result: RowResult, ours: Vdiskfs, *, plan: Plan, pr
     An image of its own, which no other node follows: else each of the owner's own flushes would wait for the peer.
     """
     depth = result.row.name.rpartition("-")[2]
+    plan = dataclasses.replace(plan, image_bytes=min(plan.image_bytes, IMAGE_BYTES_MAX))
     amount = Amount(span_bytes=plan.image_bytes, seconds=plan.seconds)
     spent_us: dict[str, list[float]] = {"local": [], "owner": [], "peer": []}
     with Nodes(ours, image_bytes=plan.image_bytes) as nodes:
@@ -187,10 +191,9 @@ def in_turn(round_no: int, *sides: T) -> tuple[T, ...]:
     return sides[first:] + sides[:first]
 
 
-def _warm(path: Path, plan: Plan) -> None:
-    whole = Job(rw="read", block_bytes=MIB, depth=4)
-    run_job(whole, path, amount=Amount(span_bytes=plan.image_bytes))
-    run_job(RANDOM_READ_16, path, amount=Amount(span_bytes=plan.image_bytes, seconds=plan.seconds))
+def _read_whole(path: Path, plan: Plan) -> None:
+    """Before each reading sample, as ``tools.bench_throughput`` does: what can be cached is, whoever read before."""
+    run_job(Job(rw="read", block_bytes=MIB, depth=4), path, amount=Amount(span_bytes=plan.image_bytes))
 
 
 def _requests_to_owners(node: Vdiskfs) -> int:

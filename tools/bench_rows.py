@@ -254,7 +254,7 @@ def _node_rows() -> tuple[Row, ...]:
             "peer-randread",
             "4 KiB randread O_DIRECT QD16 on a peer, against the owner",
             Measure.IOPS,
-            Target(0.95, OWNER),
+            Target(0.9, OWNER),
         ),
         (
             "local-reads",

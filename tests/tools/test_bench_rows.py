@@ -71,7 +71,7 @@ def test_the_targets_are_those_that_were_agreed() -> None:
         "diff": Target(1.0),
         "tree": Target(1.0),
         "gc-slows-down": Target(20),
-        "peer-randread": Target(0.95, OWNER),
+        "peer-randread": Target(0.9, OWNER),
         "local-reads": Target(5.0, FORWARDED),
         "forwarded-write-qd1": Target(0.5, LOCAL),
         "forwarded-write-qd16": Target(0.5, LOCAL),
