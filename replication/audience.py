@@ -54,6 +54,15 @@ class Subscriber:
     woken: trio.Event = field(default_factory=trio.Event)
 
 
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """Somebody who waits until all have a version."""
+
+    version: int
+    besides: str
+    over: trio.Event = field(default_factory=trio.Event)
+
+
 class Audience:
     """One to a vdisk that has subscribers; owned by the ``Publisher``.
 
@@ -73,7 +82,7 @@ class Audience:
     ) -> None:
         self._links, self._clock_s, self._nursery, self._describe = links, clock_s, nursery, describe
         self.subscribers: dict[str, Subscriber] = {}
-        self._moved = trio.Event()
+        self._waiting = set[_Waiting]()
         self._forwarding = Counter[str]()
         """Nodes, by how many of their requests are being committed."""
         self._is_late = False
@@ -165,21 +174,26 @@ class Audience:
 
     async def wait(self, version: int, *, besides: str = "") -> None:
         """Returns when no active subscriber lacks this version; ``besides``: a node that is not waited for."""
-        while True:
-            lagging = [
-                s
-                for s in self.subscribers.values()
-                if s.is_active and s.acknowledged < version and s.node != besides
-            ]
-            if not lagging:
-                return
+        while lagging := self._lagging(version, besides):
             for subscriber in lagging:
                 if subscriber.backlog:
                     subscriber.woken.set()
             left_s = min(s.renewed_s for s in lagging) + SUBSCRIPTION_S - self._clock_s()
+            waiting = _Waiting(version, besides)
+            self._waiting.add(waiting)
             with trio.move_on_after(max(LOOK_S, left_s)):
-                await self._moved.wait()
+                try:
+                    await waiting.over.wait()
+                finally:
+                    self._waiting.discard(waiting)
             self.end_old()
+
+    def _lagging(self, version: int, besides: str) -> list[Subscriber]:
+        return [
+            subscriber
+            for subscriber in self.subscribers.values()
+            if subscriber.acknowledged < version and subscriber.is_active and subscriber.node != besides
+        ]
 
     async def _tell(self, subscriber: Subscriber) -> None:
         while not subscriber.gone:
@@ -213,8 +227,9 @@ class Audience:
             self._wake()
 
     def _wake(self) -> None:
-        self._moved.set()
-        self._moved = trio.Event()
+        for waiting in self._waiting:
+            if not self._lagging(waiting.version, waiting.besides):
+                waiting.over.set()
 
 
 def _first_lot(backlog: deque[Told]) -> list[Told]:

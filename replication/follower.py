@@ -67,7 +67,7 @@ GOODBYE_S = 0.5
 """For telling owners at the end that nobody need wait for this node any more."""
 TOLD_MAX = 256
 """Publications acknowledged before they are applied; one more waits."""
-APPLY_S = 0.01
+APPLY_S = 0.05
 """They are applied so much later, together; whoever asks for the newest version meanwhile has it done at once."""
 ROUNDS_MAX = 10
 """Of catching up with an owner that goes on writing."""
