@@ -56,10 +56,12 @@ def nodes(lab: NetworkLab, etcd: EtcdMembers, tmp_path: pathlib.Path) -> Iterato
 @pytest.fixture
 def both(nodes: MountedNodes, lab: NetworkLab) -> tuple[MountedPool, MountedPool]:
     """Node a on host 1, node b on host 2."""
+    said = nodes.node("format", is_mounted=False).run("cluster", "init", nodes.pool).stdout
+    assert said.startswith("made cluster ")
     found = []
     for host, name in enumerate("ab", start=1):
         node = nodes.node(name, is_mounted=False)
-        node.prefix, node.options = lab.entrance(host), ("--listen", f"{lab.address(host)}:0")
+        node.prefix, node.options = lab.entrance(host), ("--listen", lab.address(host))
         node.mount()
         found.append(node)
     return found[0], found[1]
