@@ -2,6 +2,7 @@
 #
 #   make demo       a pool, a mount, a disk image in and out, each step shown with the command to type
 #   make test       the tests: about twenty minutes on two cores
+#   make test-s3    object pools on a real S3 server, Ceph's radosgw, with a cluster of its own
 #   make check      format, lint, types, tests: the one gate, what CI runs
 #   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
 #   make fuzz       random operations, in the core and through the kernel, against a model; properties   SECONDS=60
@@ -20,9 +21,9 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test check format lint types bench fuzz simulate powercut crash survive wheel bare clean install install-run install-test
+.PHONY: demo test test-s3 check format lint types bench fuzz simulate powercut crash survive wheel bare clean install install-run install-test install-s3
 
-install-run install-test:
+install-run install-test install-s3:
 	@.ci/install $(@:install-%=%) $(PYTHON)
 
 demo: install-run
@@ -30,6 +31,9 @@ demo: install-run
 
 test: install-test
 	$(PY) -m pytest $(ARGS)
+
+test-s3: install-test install-s3
+	$(PY) -m pytest tests/s3 $(ARGS)
 
 lint: install-test
 	$(PY) -m ruff check .

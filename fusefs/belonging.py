@@ -5,6 +5,7 @@
 The tasks run before anything is recovered, which may take longer than a session lasts, and until all is at rest.
 """
 
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,8 +14,9 @@ import trio
 from fusefs.settings import NodeSettings, parse_listen
 from metadata.catalog import Catalog
 from replication.cluster import Member
-from replication.credentials import authority_folder, ensure_credentials, read_identity
+from replication.credentials import ensure_credentials, read_identity
 from replication.links import NodeLinks
+from replication.pool_catalog import authority_folder
 from replication.session import Session
 
 
@@ -32,9 +34,9 @@ async def among_nodes(
     """
     host, port = parse_listen(settings.listen)
     identity = read_identity(settings.state)
-    credentials = await ensure_credentials(
-        catalog, node=settings.node, state=settings.state, folder=authority_folder(settings.pool)
-    )
+    find = functools.partial(authority_folder, settings.pool, state=settings.state)
+    folder = await trio.to_thread.run_sync(find)
+    credentials = await ensure_credentials(catalog, node=settings.node, state=settings.state, folder=folder)
     async with NodeLinks(credentials, identity=identity, host=host, port=port) as links:
         member = Member(settings.node, host, links.port, identity)
         async with Session(catalog, member, is_alone=is_alone) as session:

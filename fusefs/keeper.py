@@ -248,6 +248,7 @@ class Keeper:
             read_only=self._options.read_only,
             listen=self._settings.listen,
             lock_fd=self._lock_fd,
+            cache_bytes=self._settings.cache_bytes,
         )
 
     def _start_daemon(self) -> None:

@@ -59,7 +59,7 @@ from replication.collector import Collector
 from replication.journal import Journal
 from replication.pool import OPEN_FILES_MAX
 from replication.pool_catalog import open_catalog, read_address
-from replication.pool_directory import open_pool
+from replication.pools import open_pool
 from replication.vdisks import StartOver, Vdisks
 from replication.workspace import Workspace
 
@@ -108,15 +108,18 @@ def _start_over(index_path: str) -> StartOver:
 
 async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.socket) -> None:
     async with AsyncExitStack() as stack:
-        pool = open_pool(settings.pool)
+        opening = functools.partial(
+            open_pool, settings.pool, state=settings.state, cache_bytes=settings.cache_bytes
+        )
+        pool = await trio.to_thread.run_sync(opening)
         stack.callback(pool.close)
         check_pool(pool)
-        is_embedded = await trio.to_thread.run_sync(read_address, pool.path) is None
-        if (
-            is_embedded
-        ):  # else the session alone tells nodes of one name apart: locks may not reach other machines
+        is_embedded = await trio.to_thread.run_sync(read_address, settings.pool) is None
+        # Where locks do not reach all nodes, the session alone tells those of one name apart.
+        is_alone = is_embedded and pool.tells_names
+        if is_alone or not pool.tells_names:
             pool.lock(settings.node)
-        catalog = await open_catalog(pool.path, pool.pool_id)
+        catalog = await open_catalog(settings.pool, pool.pool_id)
         stack.push_async_callback(catalog.aclose)
         times.note("pool and catalog")
         os.makedirs(settings.state, mode=0o700, exist_ok=True)
@@ -126,7 +129,7 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         times.note("index")
         journal = Journal(os.path.join(settings.state, "journal"), pool.salt)
         stack.callback(journal.close)
-        links, session = await stack.enter_async_context(among_nodes(settings, catalog, is_alone=is_embedded))
+        links, session = await stack.enter_async_context(among_nodes(settings, catalog, is_alone=is_alone))
         times.note("session")
         workspace = Workspace(pool, index, journal, catalog, settings.node, links=links, membership=session)
         announce = Announcer(links, session).announce

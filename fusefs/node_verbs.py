@@ -69,6 +69,7 @@ class Node:
             "node": self.settings.node,
             "pool": self.settings.pool,
             "pool_id": space.pool.pool_id,
+            **space.pool.facts(),
             "mountpoint": self.settings.mountpoint,
             "uptime_s": round(time.time() - self.started, 1),
             "vdisks_loaded": len(heads),

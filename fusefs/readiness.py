@@ -14,7 +14,8 @@ from fusefs.settings import NodeSettings
 from metadata.errors import InvalidRequest, NoSpace, Unavailable
 from replication.pool import Pool
 from replication.pool_catalog import check_catalog
-from replication.pool_directory import open_pool, write_durably
+from replication.pool_directory import write_durably
+from replication.pools import open_pool
 
 STATE_FORMAT = 1
 _FILE_BYTES_MAX = 4096
@@ -66,7 +67,7 @@ def check_all(settings: NodeSettings) -> None:
     pool = open_pool(settings.pool)
     try:
         check_pool(pool)
-        check_catalog(pool.path, pool.pool_id)
+        check_catalog(settings.pool, pool.pool_id)
         check_state(settings.state, pool)
     finally:
         pool.close()

@@ -10,6 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from metadata.errors import InvalidRequest
+from metadata.units import CACHE_BYTES_DEFAULT
 
 NO_FD = -1
 LISTEN_DEFAULT = "127.0.0.1:0"
@@ -56,7 +57,7 @@ class NodeSettings(_Settings):
     """What one daemon serves. All paths are absolute: it runs with ``/`` as working directory.
 
     Attributes:
-        pool: the pool's directory.
+        pool: the pool's directory, or its address.
         mountpoint: where its vdisks appear; for messages, the daemon never opens it.
         node: this node's name in the catalog.
         state: the state directory (index, journal); locked by the keeper, for this daemon too.
@@ -68,6 +69,7 @@ class NodeSettings(_Settings):
         read_only: mounted with ``-o ro``.
         lock_fd: the state directory's lock, for a keeper that takes this daemon over.
         listen: HOST:PORT where other nodes call this one; port 0: any.
+        cache_bytes: how much of what a remote pool has may lie in the state directory too.
         standby_fd: pipe on which a byte says that the daemon before has finished; its end, that there is no need.
     """
 
@@ -84,6 +86,7 @@ class NodeSettings(_Settings):
     listen: str = LISTEN_DEFAULT
     lock_fd: int = NO_FD
     standby_fd: int = NO_FD
+    cache_bytes: int = CACHE_BYTES_DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +100,7 @@ class KeeperSettings(_Settings):
         ready_fd: pipe to the waiting ``vdiskfs mount``, or ``NO_FD`` in the foreground.
         take_over: it is mounted, and served by a daemon whose keeper has died.
         listen: HOST:PORT where other nodes call this one; port 0: any.
+        cache_bytes: how much of what a remote pool has may lie in the state directory too.
         stop_s: how long after it was asked to end it breaks the connection.
     """
 
@@ -111,6 +115,7 @@ class KeeperSettings(_Settings):
     take_over: bool = False
     stop_s: float = 60.0
     listen: str = LISTEN_DEFAULT
+    cache_bytes: int = CACHE_BYTES_DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

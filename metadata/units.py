@@ -23,3 +23,5 @@ NAME_BYTES_MAX = 255
 TRASH_S_DEFAULT = 86400
 """How long a pool keeps deleted vdisks unless it was told otherwise when it was made."""
 TRASH_S_MAX = 100 * 365 * 86400
+CACHE_BYTES_DEFAULT = 20 << 30
+"""What a node keeps on its own disk of what a remote pool has."""

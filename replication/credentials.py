@@ -65,11 +65,6 @@ class Cluster:
     authority_hash: str
 
 
-def authority_folder(pool_path: str) -> str:
-    """Where a pool's authority is unless told otherwise."""
-    return os.path.join(pool_path, "cluster")
-
-
 def read_identity(state: str) -> str:
     """The identity of the node with this state directory; made if there is none.
 

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 CHUNK_BLOCKS = 256
 """1 MiB: the grain of what goes."""
-CACHE_BYTES_DEFAULT = 20 << 30
 SHORT_PART = 10
 """The short queue is a tenth."""
 HITS_MAX = 3
@@ -90,6 +89,8 @@ class ExtentCache:
                 if max(start, number * CHUNK_BLOCKS) < chunk.read_end:
                     chunk.hits = min(chunk.hits + 1, HITS_MAX)
                 chunk.read_end = max(chunk.read_end, end)
+        if self.bytes > self.limit_bytes:  # what was in use may go now
+            self.shrink(self.limit_bytes)
 
     def forget(self, group: Cached) -> None:
         """The group is gone, with all that was here of it."""

@@ -15,11 +15,11 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
 
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SCHEMES = ("s3", "gs", "az", "file", "memory")
-"""``file`` and ``memory`` are stores on this machine, for tests and trials."""
 CALL_S = 20.0
 """One request, from the connection to its last byte, at the slowest; then it counts as lost."""
 CONNECT_S = 5.0
@@ -37,8 +35,6 @@ RETRY_S = 120.0
 PAUSE_S_MIN, PAUSE_S_MAX = 0.05, 5.0
 CALLS_MAX = 16
 """Requests of one kind under way at once, for one call that needs many."""
-_OPTIONS = ("endpoint", "region", "storage_class", "virtual_hosted_style_request")
-"""What an address may say after a question mark; never a secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,21 +133,31 @@ class ObstoreStore:
 
         try:
             return call()
-        except FileNotFoundError as exc:
+        except (FileNotFoundError, exceptions.GenericError) as exc:
+            self._tell_bucket(exc)
+            if not isinstance(exc, FileNotFoundError):
+                raise self._doubt(exc) from exc
             raise NotFound(f"there is no such object key={key}: {_first_line(exc)}") from exc
         except exceptions.AlreadyExistsError as exc:
             raise Exists(f"the object is there already key={key}") from exc
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as exc:
             raise InvalidRequest(f"the object store refuses these credentials: {_first_line(exc)}") from exc
         except (exceptions.BaseError, OSError) as exc:
-            text = _first_line(exc)
-            if any(word in text for word in ("403 Forbidden", "401 Unauthorized", "InvalidAccessKeyId")):
-                raise InvalidRequest(f"the object store refuses these credentials: {text}") from exc
-            raise Lost(text) from exc
+            raise self._doubt(exc) from exc
+
+    def _tell_bucket(self, exc: Exception) -> None:
+        if "NoSuchBucket" in str(exc):
+            raise InvalidRequest(f"there is no such bucket: make it first, {_first_line(exc)}") from exc
+
+    def _doubt(self, exc: Exception) -> Exception:
+        if any(word in str(exc) for word in ("403 Forbidden", "401 Unauthorized", "InvalidAccessKeyId")):
+            return InvalidRequest(f"the object store refuses these credentials: {_first_line(exc)}")
+        return Lost(_first_line(exc))
 
 
 def _first_line(exc: BaseException) -> str:
-    return str(exc).partition("\n")[0]
+    """Without the server's own page, which may name the key it was asked with."""
+    return str(exc).partition("\n")[0].partition(": <")[0]
 
 
 class RetryingStore:
@@ -227,36 +233,6 @@ class RetryingStore:
             self.retries += 1
             self._pause(pause_s * (0.5 + secrets.randbelow(1000) / 1000))
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
-
-
-def is_object_url(text: str) -> bool:
-    """Whether this names an object store, not a directory."""
-    scheme, found, _ = text.partition("://")
-    return bool(found) and scheme in SCHEMES
-
-
-def canonical_url(url: str, *, options: Iterable[tuple[str, str]] = ()) -> str:
-    """The address with further options, without what means nothing.
-
-    Raises:
-        InvalidRequest: it is none of ours, has an option that is unknown, or a secret.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or not (parts.netloc or parts.scheme in ("file", "memory")):
-        raise InvalidRequest(
-            f"not the address of an object store, like s3://bucket/prefix: {parts.scheme}://..."
-        )
-    if "@" in parts.netloc:
-        raise InvalidRequest(
-            "credentials do not belong into an address: put them into the environment or a file"
-        )
-    said = dict(parse_qsl(parts.query)) | {key: value for key, value in options if value}
-    for name in said:
-        if name not in _OPTIONS:
-            raise InvalidRequest(f"an address has no option {name!r}; there are {', '.join(_OPTIONS)}")
-    return urlunsplit(
-        (parts.scheme, parts.netloc, parts.path.rstrip("/"), urlencode(sorted(said.items())), "")
-    )
 
 
 def connect(url: str) -> ObstoreStore:

@@ -177,6 +177,8 @@ class Pool(ABC):
     url: str
     pool_id: str
     salt: int
+    tells_names = False
+    """Whether ``lock`` refuses a second node of one name; else only the session does."""
 
     def __init__(self, url: str, *, pool_id: str, salt: int) -> None:
         self.url, self.pool_id, self.salt = url, pool_id, salt

@@ -84,6 +84,8 @@ class DirectoryPool(Pool):
         is_shared: among hosts, by a filesystem that does that.
     """
 
+    tells_names = True
+
     def __init__(self, path: str, *, pool_id: str, salt: int, is_shared: bool = False) -> None:
         super().__init__(path, pool_id=pool_id, salt=salt)
         self.path = path

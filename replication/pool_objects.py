@@ -24,15 +24,16 @@ from contextlib import suppress
 from metadata.errors import Corrupt, Exists, InvalidRequest, NoSpace, NotFound, Unavailable, VdiskfsError
 from metadata.ids import GroupId, epoch_of, group_id, is_compacted, number_of
 from metadata.records import group_seed
-from metadata.units import BLOCK_BYTES
-from replication.extent_cache import CACHE_BYTES_DEFAULT, ExtentCache
+from metadata.units import BLOCK_BYTES, CACHE_BYTES_DEFAULT
+from replication.extent_cache import ExtentCache
 from replication.object_files import ObjectGroupFile
 from replication.object_groups import ObjectGroup, ObjectSpace, vdisk_prefix
 from replication.object_merging import Merger
-from replication.object_store import CALLS_MAX, RetryingStore, Store, canonical_url, connect
+from replication.object_store import CALLS_MAX, RetryingStore, Store, connect
 from replication.object_tables import ObjectTable, Span, parse_span, span_name
 from replication.pool import GroupFile, Pool, pool_error
 from replication.pool_checkpoints import pack_checkpoint, unpack_checkpoint
+from replication.pool_url import canonical_url
 
 FORMAT = 1
 MARKER = "vdiskfs.pool"
@@ -251,13 +252,13 @@ class ObjectPool(Pool):
         return {
             "cache_bytes": self.cache.bytes,
             "cache_bytes_max": self.cache.limit_bytes,
-            "evicted_bytes": self.cache.evicted_bytes,
-            "fetched_bytes": space.fetched_bytes,
-            "renewed_blocks": space.renewed_blocks,
-            "uncached_bytes": space.uncached_bytes,
-            "requests": self.store.requests,
-            "retries": self.store.retries,
-            "merged_objects": self.merger.merged_objects,
+            "cache_evicted_bytes": self.cache.evicted_bytes,
+            "cache_renewed_blocks": space.renewed_blocks,
+            "cache_bypassed_bytes": space.uncached_bytes,
+            "store_fetched_bytes": space.fetched_bytes,
+            "store_requests": self.store.requests,
+            "store_retries": self.store.retries,
+            "store_merged_objects": self.merger.merged_objects,
         }
 
     def close(self) -> None:
@@ -278,15 +279,14 @@ def format_object_pool(
         InvalidRequest, Unavailable: the store refuses, or does not answer.
     """
     url = canonical_url(url)
-    retrying = RetryingStore(store or connect(url))
+    store = store or connect(url)
+    retrying = RetryingStore(store)
     marker = {"format": FORMAT, "pool": secrets.token_hex(8), "salt": secrets.token_hex(8), **(facts or {})}
     try:
         retrying.put_new(MARKER, json.dumps(marker).encode())
     except Exists as exc:
         raise Exists(f"this is a pool already: choose another prefix, or delete it first url={url}") from exc
-    except NotFound as exc:
-        raise InvalidRequest(f"there is no such bucket: make it first url={url}") from exc
-    return open_object_pool(url, store=store or connect(url))
+    return open_object_pool(url, store=store)
 
 
 def read_marker(url: str, *, store: Store | None = None) -> dict[str, object]:

@@ -86,6 +86,8 @@ class MountedPool:
         self.mountpoint = folder / "mnt"
         self.state = folder / "state"
         self.mountpoint.mkdir(parents=True)
+        self.url = str(self.pool)
+        """The pool's address, if it is not its directory's path."""
         self.prefix: tuple[str, ...] = ()
         """What the command line is run with: a network namespace's entrance."""
         self.options: tuple[str, ...] = ()

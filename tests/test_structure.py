@@ -35,6 +35,7 @@ PURE = {
     "replication.caches",
     "replication.cluster",
     "replication.object_tables",
+    "replication.pool_url",
     "replication.wire",
     "fusefs.fuse_abi",
     "fusefs.settings",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from metadata.errors import InvalidRequest, VdiskfsError
-from metadata.units import NAME_BYTES_MAX, TRASH_S_DEFAULT
+from metadata.units import CACHE_BYTES_DEFAULT, NAME_BYTES_MAX, TRASH_S_DEFAULT
 from tools.cluster_arguments import cluster_verbs
 from tools.difference_arguments import add_difference_verbs
 from tools.durations import parse_duration
@@ -127,14 +127,23 @@ def _adding_to(verbs: "argparse._SubParsersAction[OneLineParser]") -> AddVerb:
     return verb
 
 
+_ENDPOINT_HELP = "of an S3 server that is not Amazon's"
+
+
 def _add_format(verb: AddVerb) -> None:
     added = verb("format", "tools.commands_mount:format_pool", "make a directory a pool")
-    added.add_argument("pool", metavar="POOL", help="an empty or a new directory")
+    added.add_argument(
+        "pool",
+        metavar="POOL",
+        help="an empty or a new directory, or an object store's address: s3://BUCKET/PREFIX",
+    )
+    added.add_argument("--endpoint", default="", metavar="URL", help=_ENDPOINT_HELP)
     added.add_argument(
         "--catalog",
         default="",
         metavar="URL",
-        help="etcd://HOST:PORT,..., for nodes on several machines (default: in the directory, for one machine's)",
+        help="etcd://HOST:PORT,..., for nodes on several machines; sqlite:PATH, for an object store and one machine "
+        "(default: in the directory, for one machine's)",
     )
     added.add_argument(
         "--trash",
@@ -164,6 +173,14 @@ def _add_mount_verbs(verb: AddVerb) -> None:
         type=_listen,
         metavar="HOST[:PORT]",
         help="where nodes of other machines call this one (default: only this machine's do)",
+    )
+    added.add_argument("--endpoint", default="", metavar="URL", help=_ENDPOINT_HELP)
+    added.add_argument(
+        "--cache",
+        type=_size,
+        default=CACHE_BYTES_DEFAULT,
+        metavar="SIZE",
+        help="how much of an object pool is kept in the state directory too (default: 20G)",
     )
     added.add_argument("--foreground", action="store_true", help="stay, and log to stderr")
     added.add_argument(

@@ -12,9 +12,9 @@ import trio
 from fusefs import state_directory
 from metadata.catalog import SESSION_PREFIX, Catalog, Change
 from metadata.errors import InvalidRequest
-from replication.credentials import authority_folder, ensure_credentials, make_cluster, read_cluster
-from replication.pool_catalog import open_catalog
-from replication.pool_directory import open_pool
+from replication.credentials import ensure_credentials, make_cluster, read_cluster
+from replication.pool_catalog import authority_folder, open_catalog
+from replication.pools import open_pool, resolve_pool
 from replication.session import read_member
 from tools.render import print_json, print_table
 
@@ -89,15 +89,16 @@ def list_nodes(arguments: argparse.Namespace) -> int:
 
 
 def _folder(arguments: argparse.Namespace) -> str:
-    return os.path.realpath(arguments.ca_dir or authority_folder(arguments.pool))
+    return os.path.realpath(arguments.ca_dir or authority_folder(resolve_pool(arguments.pool)))
 
 
 def _with_catalog(pool_path: str, call: Callable[[Catalog], Awaitable[T]]) -> T:
-    pool = open_pool(pool_path)
+    where = resolve_pool(pool_path)
+    pool = open_pool(where)
     pool.close()
 
     async def main() -> T:
-        catalog = await open_catalog(pool.path, pool.pool_id)
+        catalog = await open_catalog(where, pool.pool_id)
         try:
             return await call(catalog)
         finally:

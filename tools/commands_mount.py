@@ -19,10 +19,12 @@ STATUS_TIMEOUT_S = 5.0
 
 def format_pool(arguments: argparse.Namespace) -> int:
     """Make a directory a pool."""
-    from replication import pool_directory
+    from replication import pools
 
-    pool = pool_directory.format_pool(arguments.pool, trash_s=arguments.trash, catalog=arguments.catalog)
+    where = pools.resolve_pool(arguments.pool, endpoint=arguments.endpoint)
+    pool = pools.format_pool(where, trash_s=arguments.trash, catalog=arguments.catalog)
     sys.stdout.write(f"formatted {pool.url}, pool {pool.pool_id}\n")
+    pool.close()
     return 0
 
 
@@ -53,13 +55,13 @@ def _say_if_requests_are_lost(settings: KeeperSettings) -> None:
 
 
 def _keeper_settings(arguments: argparse.Namespace) -> KeeperSettings:
-    from replication import pool_catalog, pool_directory
+    from replication import pool_catalog, pools
 
     uid = os.geteuid()
-    pool_path = os.path.realpath(arguments.pool)
-    pool = pool_directory.open_pool(pool_path)
+    pool_path = pools.resolve_pool(arguments.pool, endpoint=arguments.endpoint)
+    pool = pools.open_pool(pool_path)
     pool.close()
-    if not os.access(pool_path, os.W_OK | os.X_OK):
+    if pool.tells_names and not os.access(pool_path, os.W_OK | os.X_OK):
         raise ReadOnly(f"the pool is read-only for this user: it must be writable path={pool_path}")
     if arguments.listen is None and pool_catalog.read_address(pool_path) is not None:
         raise InvalidRequest(
@@ -79,6 +81,7 @@ def _keeper_settings(arguments: argparse.Namespace) -> KeeperSettings:
         options=tuple(arguments.options),
         daemon=launch.daemon_command(),
         listen=arguments.listen or LISTEN_DEFAULT,
+        cache_bytes=arguments.cache,
     )
 
 

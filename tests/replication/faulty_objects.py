@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from metadata.records import group_seed
-from replication.extent_cache import CACHE_BYTES_DEFAULT
+from metadata.units import CACHE_BYTES_DEFAULT
 from replication.object_files import ObjectGroupFile
 from replication.object_store import RetryingStore
 from replication.pool import Pool

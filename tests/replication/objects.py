@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from metadata.errors import Exists, NotFound
+from metadata.units import CACHE_BYTES_DEFAULT
 from replication import pool_directory
-from replication.extent_cache import CACHE_BYTES_DEFAULT
 from replication.object_store import Listed, Lost
 from replication.pool import Pool
 from replication.pool_objects import ObjectPool, format_object_pool, open_object_pool

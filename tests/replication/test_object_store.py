@@ -5,7 +5,8 @@ import pathlib
 import pytest
 
 from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
-from replication.object_store import ObstoreStore, RetryingStore, Store, canonical_url, connect, is_object_url
+from replication.object_store import ObstoreStore, RetryingStore, Store, connect
+from replication.pool_url import canonical_url, is_object_url
 from tests.replication.objects import StoreInMemory
 
 

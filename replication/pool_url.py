@@ -1,0 +1,41 @@
+"""Addresses of object stores: which are some, and the one way of writing each. Pure."""
+
+from collections.abc import Iterable
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from metadata.errors import InvalidRequest
+
+SCHEMES = ("s3", "gs", "az", "file", "memory")
+"""``file`` and ``memory`` are stores on this machine, for tests and trials."""
+_OPTIONS = ("endpoint", "region", "storage_class", "virtual_hosted_style_request")
+"""What an address may say after a question mark; never a secret."""
+
+
+def is_object_url(text: str) -> bool:
+    """Whether this names an object store, not a directory."""
+    scheme, found, _ = text.partition("://")
+    return bool(found) and scheme in SCHEMES
+
+
+def canonical_url(url: str, *, options: Iterable[tuple[str, str]] = ()) -> str:
+    """The address with further options, without what means nothing.
+
+    Raises:
+        InvalidRequest: it is none of ours, has an option that is unknown, or a secret.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES or not (parts.netloc or parts.scheme in ("file", "memory")):
+        raise InvalidRequest(
+            f"not the address of an object store, like s3://bucket/prefix: {parts.scheme}://..."
+        )
+    if "@" in parts.netloc:
+        raise InvalidRequest(
+            "credentials do not belong into an address: put them into the environment or a file"
+        )
+    said = dict(parse_qsl(parts.query)) | {key: value for key, value in options if value}
+    for name in said:
+        if name not in _OPTIONS:
+            raise InvalidRequest(f"an address has no option {name!r}; there are {', '.join(_OPTIONS)}")
+    return urlunsplit(
+        (parts.scheme, parts.netloc, parts.path.rstrip("/"), urlencode(sorted(said.items())), "")
+    )

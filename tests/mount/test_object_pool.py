@@ -1,0 +1,80 @@
+"""A mount over an object store on this disk: formatted, written, killed, moved to a node that knows nothing."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.mounted_pool import MountedPool
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def pool(tmp_path: pathlib.Path) -> Iterator[MountedPool]:
+    made = MountedPool(tmp_path)
+    made.url = f"file://{tmp_path}/bucket/prefix"
+    yield made
+    made.tear_down()
+    assert made.stray_errors() == []
+
+
+def mount(pool: MountedPool, *options: object, node: str = "here") -> None:
+    state = pool.folder / f"state-{node}"
+    pool.state = state
+    pool.run("mount", pool.url, pool.mountpoint, "--state", state, "--node", node, *options)
+
+
+def test_a_pool_of_objects_outlives_daemons_and_nodes(pool: MountedPool, tmp_path: pathlib.Path) -> None:
+    refused = pool.run("format", pool.url, exit_code=1)
+    assert "--catalog" in refused.stderr
+    pool.run("format", pool.url, "--catalog", f"sqlite:{tmp_path}/catalog")
+    assert "a pool already" in pool.run("format", pool.url, "--catalog", "sqlite:x", exit_code=1).stderr
+    mount(pool)
+    path, content = pool.create("disk", "32M"), os.urandom(9 * MIB)
+    with path.open("r+b", buffering=0) as file:
+        file.write(content)
+        os.fsync(file.fileno())
+        file.seek(100_000)
+        file.write(b"acknowledged")
+        pool.kill_daemon()
+        content = content[:100_000] + b"acknowledged" + content[100_012:]
+        file.seek(0)
+        assert file.read(len(content)) == content
+        os.fsync(file.fileno())
+    pool.run("snap", "create", f"{path}@first")
+    pool.run("clone", f"{path}@first", pool.mountpoint / "clone")
+    assert pool.json("status", pool.mountpoint)["cache_bytes"] > 0
+    pool.umount()
+    shutil.rmtree(pool.state)
+    mount(pool, "--cache", "4M", node="there")
+    for name in ("disk", "clone", "disk"):
+        assert (pool.mountpoint / name).read_bytes()[: len(content)] == content
+    facts = pool.json("status", pool.mountpoint)
+    assert facts["cache_bytes"] <= 4 * MIB
+    assert facts["store_fetched_bytes"] > 0
+    pool.run("check", path)
+    pool.run("scrub", path)
+    pool.umount()
+
+
+def test_what_is_no_pool_or_another_s_is_refused_in_one_line(
+    pool: MountedPool, tmp_path: pathlib.Path
+) -> None:
+    told = pool.run("mount", pool.url, pool.mountpoint, exit_code=1).stderr
+    assert (told.count("\n"), "no pool here" in told) == (1, True)
+    told = pool.run("mount", "s3://key:secret@bucket", pool.mountpoint, exit_code=1).stderr
+    assert (told.count("\n"), "secret" in told) == (1, False)
+    for name in ("a", "b"):
+        pool.run("format", f"{pool.url}/{name}", "--catalog", f"sqlite:{tmp_path}/{name}")
+    url = pool.url
+    pool.expects_errors = True
+    pool.url = f"{url}/a"
+    mount(pool)
+    pool.umount()
+    told = pool.run(
+        "mount", f"{url}/b", pool.mountpoint, "--state", pool.state, "--node", "here", exit_code=1
+    ).stderr
+    assert "another pool's" in told

@@ -1,0 +1,123 @@
+"""Object pools on a real S3 server, which is killed and started again meanwhile. `make test-s3`."""
+
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from metadata.errors import Exists, InvalidRequest, NotFound
+from replication.object_store import RetryingStore, connect
+from replication.pool_url import canonical_url
+from tests.mounted_pool import MountedPool
+from tests.s3.object_server import ACCESS, SECRET, ObjectServer
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    with ObjectServer(tmp_path_factory.mktemp("ceph") / "c") as server:
+        server.make_bucket("disks")
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+@pytest.fixture
+def pool(tmp_path: pathlib.Path, server: ObjectServer) -> Iterator[MountedPool]:
+    made = MountedPool(tmp_path)
+    made.url = f"s3://disks/{tmp_path.name}"
+    made.run("format", made.url, "--endpoint", server.endpoint, "--catalog", f"sqlite:{tmp_path}/catalog")
+    yield made
+    made.tear_down()
+    assert made.stray_errors() == []
+    texts = [*made.log_lines(), (tmp_path / "catalog").read_bytes().decode(errors="replace")]
+    assert not [text for text in texts if SECRET in text or ACCESS in text]
+
+
+def mount(pool: MountedPool, server: ObjectServer) -> None:
+    where = (
+        pool.url,
+        pool.mountpoint,
+        "--state",
+        pool.state,
+        "--node",
+        "here",
+        "--endpoint",
+        server.endpoint,
+    )
+    pool.run("mount", *where)
+
+
+def test_of_many_that_put_one_object_one_makes_it(server: ObjectServer) -> None:
+    url = canonical_url("s3://disks/race", options=[("endpoint", server.endpoint)])
+    for turn in range(5):
+        results: list[str] = []
+
+        def put(number: int, turn: int = turn, results: list[str] = results) -> None:
+            try:
+                RetryingStore(connect(url)).put_new(f"{turn}", b"%d" % number)
+                results.append("made")
+            except Exists:
+                results.append("refused")
+
+        threads = [threading.Thread(target=put, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(results) == ["made"] + ["refused"] * 7
+
+
+def test_every_call_does_what_the_doubles_do(server: ObjectServer) -> None:
+    store = connect(canonical_url("s3://disks/calls", options=[("endpoint", server.endpoint)]))
+    store.put_new("v/1/00000-00001", b"0123456789")
+    with pytest.raises(Exists):
+        store.put_new("v/1/00000-00001", b"0123456789")
+    assert bytes(store.get_range("v/1/00000-00001", 2, 3)) == b"234"
+    store.put("v/2/x", b"1")
+    store.put("v/y", b"12")
+    assert (store.list("v/").objects, sorted(store.list("v/").folders)) == ({"y": 2}, ["1", "2"])
+    store.delete(["v/y", "v/none"])
+    assert store.list("v/").objects == {}
+    with pytest.raises(NotFound):
+        store.get("v/y")
+
+
+def test_no_bucket_and_wrong_credentials_are_told_at_once(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidRequest, match="no such bucket"):
+        connect(canonical_url("s3://none/p", options=[("endpoint", server.endpoint)])).list("")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InvalidRequest, match="refuses these credentials") as told:
+        connect(canonical_url("s3://disks/p", options=[("endpoint", server.endpoint)])).get("x")
+    assert ACCESS not in str(told.value)
+
+
+def test_what_was_flushed_is_there_on_a_node_that_knows_nothing(
+    pool: MountedPool, server: ObjectServer
+) -> None:
+    mount(pool, server)
+    path, content = pool.create("disk", "64M"), os.urandom(24 * MIB)
+    with path.open("r+b", buffering=0) as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    pool.run("snap", "create", f"{path}@one")
+    pool.umount()
+    shutil.rmtree(pool.state)
+    mount(pool, server)
+    for _ in range(2):
+        assert path.read_bytes()[: len(content)] == content
+    facts = pool.json("status", pool.mountpoint)
+    assert facts["store_fetched_bytes"] < 1.1 * len(content)
+    pool.run("check", path)
+    pool.run("scrub", path)
+    pool.umount()
