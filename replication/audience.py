@@ -91,11 +91,12 @@ class Audience:
         """A node subscribes, or subscribes anew: not active yet.
 
         Raises:
-            Unavailable: what it sent later came before.
+            Unavailable: what it sent later came before, or this came twice: it would be believed to have what it was told
+                since the first time, and was not.
         """
         self.end_old()
         before = self.subscribers.get(node)
-        if before is not None and before.serial > serial:
+        if before is not None and before.serial >= serial:
             raise Unavailable("the node has subscribed anew since")
         self.remove(node)
         added = self.subscribers[node] = Subscriber(node, self._clock_s(), serial)

@@ -1,6 +1,7 @@
 """How a node knows the newest version of another's vdisk: subscriptions, gaps, lost messages, silence, deaths."""
 
 import pathlib
+from contextlib import suppress
 
 import pytest
 import trio
@@ -8,7 +9,7 @@ import trio.testing
 
 from metadata.errors import NotOwner, Unavailable
 from metadata.ids import VdiskId
-from replication.cluster import SUBSCRIPTION_S
+from replication.cluster import SUBSCRIPTION_S, Answer
 from replication.commit import flush
 from replication.company import Company
 from replication.follower import Newest
@@ -96,6 +97,38 @@ def test_a_call_that_comes_late_ends_no_newer_subscription(cluster: ClusterRig) 
             await links.call("a", UNSUBSCRIBE, {"vdisks": [V], **late}, deadline_s=1.0)
             version = await changed(head, 2)
             assert company_of(a).publisher.statistics()[V] == {"b": version}
+
+    run(scenario)
+
+
+def test_a_subscription_that_comes_twice_is_still_told_all(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 1)
+            links, sent = cluster.switch.nodes["b"], list[tuple[str, str, dict[str, int]]]()
+            call = links.call
+
+            async def noted(
+                node: str, verb: str, values: dict[str, int], data: bytes = b"", **how: float
+            ) -> Answer:
+                sent.append((node, verb, dict(values)))
+                return await call(node, verb, values, data, **how)
+
+            links.call = noted  # type: ignore[method-assign, assignment]
+            await newest(b)
+            (first,) = [values for _, verb, values in sent if verb == SUBSCRIBE]
+            cluster.switch.cut.add(("a", "b"))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(changed, head, 2)  # b is not told
+                while head.log.version == 1:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                with suppress(Unavailable):
+                    await call("a", SUBSCRIBE, first, deadline_s=0.2)
+                assert company_of(a).publisher.statistics()[V] == {"b": 1}
+                cluster.switch.cut.clear()
+            assert (await newest(b)).version == 2
 
     run(scenario)
 
