@@ -30,7 +30,7 @@ demo: install-run
 	@$(PY) -m tools.demo $(ARGS)
 
 test: install-test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
 test-s3: install-test install-s3
 	$(PY) -m pytest tests/s3 $(ARGS)
@@ -67,7 +67,7 @@ crash: install-test
 
 survive: ROUNDS ?= 200
 survive: install-test
-	$(PY) -m pytest -s tests/crash/test_survival.py tests/guest/test_guest.py tests/mount/test_upgrade.py \
+	$(PY) -m pytest -s tests/crash/test_survival.py tests/crash/test_nodes_under_kills.py tests/guest/test_guest.py tests/mount/test_upgrade.py \
 		-k "die or upgrades_under" --rounds=$(ROUNDS) $(LONG) $(ARGS)
 
 WHEEL := .build/wheel

@@ -1,10 +1,12 @@
 """Commits of a node that is not sure of its session: they count if it still owned the vdisk, and never otherwise."""
 
+import os
 import pathlib
 
 import pytest
 
 from metadata.errors import Fenced, Unavailable
+from metadata.ids import VdiskId
 from replication import fence
 from replication.commit import flush
 from replication.ownership import find_owner, take_over
@@ -41,6 +43,7 @@ def test_a_commit_that_is_durable_after_a_takeover_is_never_acknowledged(
         async with cluster.running():
             a = await cluster.start("a")
             head = await create(a, 20)
+            writer = await a.open(VdiskId(20), flags=os.O_RDWR)
             await write(head, 0, block(1))
             await flush(head)
             await write(head, 0, block(2))
@@ -48,7 +51,7 @@ def test_a_commit_that_is_durable_after_a_takeover_is_never_acknowledged(
             await take_over(cluster.catalog, 20, owner=await find_owner(cluster.catalog, 20), node="b")
             for _ in range(2):
                 with pytest.raises(Fenced):
-                    await a.flush_handle(handles_of(a, 20)[0])
+                    await a.flush_handle(writer)
             with pytest.raises(Fenced):
                 await write(head, 0, block(3))
             cluster.switch.live.add("a")
