@@ -1,6 +1,6 @@
 """Merging: small objects of a group become few, so that a vdisk of many small commits is not a million objects.
 
-Only the process that put them merges them, one group at a time, in a thread of its own. Merged first, deleted then:
+Only the node that put them merges them, one group at a time, in a thread of its own. Merged first, deleted then:
 between the two, and after a crash there, both hold the same. What is merged is taken from the local file where that
 still is what was put (a digest tells), else from the objects themselves.
 """
@@ -66,6 +66,8 @@ class Merger:
         Raises:
             VdiskfsError: not all of it; whatever was done holds.
         """
+        if group.table is None:
+            group.refresh()
         for _ in range(STEPS_MAX):
             with group.lock:
                 if group.is_gone or group.table is None or self._closing:

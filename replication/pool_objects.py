@@ -171,7 +171,10 @@ class ObjectPool(Pool):
             for name in os.listdir(folder):
                 match = _GROUP_NAME.match(name)
                 if match and name.endswith(".staged"):
-                    self.group(vdisk, group_id(int(match[1], 16), int(match[2], 16))).counts_staged = True
+                    shared = self.group(vdisk, group_id(int(match[1], 16), int(match[2], 16)))
+                    if not shared.counts_staged and not shared.is_mine:
+                        shared.counts_staged = True
+                        self.merger.ask(shared)  # the daemon before may not have come to it
 
     def remove_group(self, vdisk: int, group: int) -> None:
         shared = self.group(vdisk, group)

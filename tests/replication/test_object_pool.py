@@ -394,6 +394,23 @@ class TestMerging:
 
         run(main)
 
+    def test_what_a_dead_daemon_left_unmerged_is_merged_by_the_next(self, rig: ObjectRig) -> None:
+        async def main() -> None:
+            async with rig.node(kill=True) as vdisks:
+                head = await create(vdisks, 20, MIB)
+                for number in range(30):
+                    await write(head, number * B, block(number))
+                    await flush(head)
+                wanted = await content(head)
+            async with rig.node() as vdisks:
+                assert await content(await opened(vdisks, 20)) == wanted
+                await merged(vdisks)
+                assert len(data_keys(rig)) <= 2
+                assert await content(await opened(vdisks, 20)) == wanted
+                await sound(vdisks, 20)
+
+        run(main)
+
     def test_a_local_file_that_lies_is_not_merged_into_the_pool(self, rig: ObjectRig) -> None:
         async def main() -> None:
             async with rig.node() as vdisks:

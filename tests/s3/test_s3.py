@@ -3,6 +3,8 @@
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -120,4 +122,36 @@ def test_what_was_flushed_is_there_on_a_node_that_knows_nothing(
     assert facts["store_fetched_bytes"] < 1.1 * len(content)
     pool.run("check", path)
     pool.run("scrub", path)
+    pool.umount()
+
+
+_WRITER = """
+import os, sys
+with open(sys.argv[1], "r+b", buffering=0) as file:
+    for number in range(int(sys.argv[2])):
+        file.seek(number * 8192)
+        file.write(number.to_bytes(8, "little") * 512)
+        os.fsync(file.fileno())
+        print(number, flush=True)
+"""
+"""A process of its own: one forked while it waits would close its file, and wait too."""
+
+
+def test_a_server_that_dies_costs_guests_a_pause(pool: MountedPool, server: ObjectServer) -> None:
+    mount(pool, server)
+    path, count = pool.create("disk", "16M"), 60
+    command = [sys.executable, "-c", _WRITER, str(path), str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            if int(line) in (10, 40):
+                server.kill()
+                server.start()
+        assert writer.wait() == 0
+    pool.umount()
+    shutil.rmtree(pool.state)
+    mount(pool, server)
+    content = path.read_bytes()
+    for number in range(count):
+        assert content[number * 8192 :][:4096] == number.to_bytes(8, "little") * 512
     pool.umount()
