@@ -313,7 +313,7 @@ class Channel:
     def _sync_nowait(self, nursery: trio.Nursery, fh: int, unique: int) -> bool:
         """Answers an fsync now, or lets the end of the commit that holds it do so; False: it needs a task."""
         head, handle = self._vdisks.heads_by_handle.get(fh), self._vdisks.handles.get(fh)
-        if isinstance(head, View):
+        if isinstance(head, View) and head.fenced is None:
             self._reply(unique, 0)
             return True
         if not isinstance(head, Head) or handle is None or handle.errors_told != head.error_no:

@@ -2,7 +2,7 @@
 
 What the head held besides is void, and rows of it may be in memory, so nothing is read from it any more: a request waits
 until the index has what the pool says up to that version, and then reads there. Files open for writing fail: their guests
-believe in writes that are lost.
+believe in writes that are lost. So does an fsync of any of them.
 """
 
 import logging
@@ -114,7 +114,7 @@ class DeposedReaders:
             with trio.move_on_after(TRIES_S):
                 await self.drop_pages(vdisk, 0, 0)
         view = View(space, own.loading.groups(vdisk), ancestry=ancestry, snapshot=snapshot)
-        view.rollbacks = own.family.descent(vdisk).rollbacks
+        view.rollbacks, view.fenced = own.family.descent(vdisk).rollbacks, head.closed
         return view
 
     def _serve(self, vdisk: int, view: View) -> None:

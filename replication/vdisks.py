@@ -26,7 +26,7 @@ from metadata.ids import VdiskId
 from metadata.journal_entries import JournalEntry
 from metadata.units import BLOCK_BYTES
 from replication.checkpoint import checkpoint_if_due
-from replication.commit import commit_light, flush, note_journal_need, note_sync
+from replication.commit import again, commit_light, flush, note_journal_need, note_sync
 from replication.company import Company
 from replication.deletion import Deletion
 from replication.epochs import begin, is_begun, of_this_epoch
@@ -312,6 +312,8 @@ class Vdisks:
         """
         head = await self.reader_of(number)
         if isinstance(head, View):
+            if head.fenced is not None:
+                raise again(head.fenced)
             return
         if isinstance(head, Remote):
             await head.flush()

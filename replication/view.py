@@ -6,7 +6,7 @@ asked for again when the cache has dropped them.
 
 from array import array
 
-from metadata.errors import Unavailable
+from metadata.errors import Unavailable, VdiskfsError
 from metadata.snapshots import Snapshot
 from replication.ancestry import Ancestry
 from replication.groups import GroupSet
@@ -24,6 +24,8 @@ class View(Reader):
         self, workspace: Workspace, groups: GroupSet, *, ancestry: Ancestry, snapshot: Snapshot
     ) -> None:
         super().__init__(workspace, groups, ancestry=ancestry)
+        self.fenced: VdiskfsError | None = None
+        """Why an fsync fails: what was written to the vdisk here is lost, because another node has taken it over."""
         self.lost = False
         """The index, built anew, has not got this version."""
         self.version, self.snapshot_id = snapshot.version, snapshot.id

@@ -240,6 +240,9 @@ def test_a_file_read_on_a_deposed_owner_goes_on_at_the_last_version_that_counts(
             assert await get(a, reader, 0, 4 * B) == await get(a, other, 0, 4 * B) == last
             with pytest.raises(Fenced):
                 await get(a, number, 0, B)
+            for one in (number, reader, other):
+                with pytest.raises(Fenced):
+                    await a.flush_handle(one)
             b.close(theirs)
             again = await writer(a, 20)
             assert await get(a, again, 0, 4 * B) == blocks(54, 54)
