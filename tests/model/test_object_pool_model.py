@@ -1,10 +1,12 @@
 """The random walks of the vdisk and snapshot models, over an object pool."""
 
 import pathlib
+import random
 
 import pytest
 
 from replication import object_groups, object_tables
+from replication.object_store import Lost
 from tests.model.test_vdisk_model import shrink
 from tests.model.vdisk_walk import Walk
 from tests.replication.faulty_objects import FaultyObjectRig
@@ -13,10 +15,34 @@ from tests.replication.rig import expect_errors, run
 TINY = {"rows_max": 40, "segments_max": 16, "journal_capacity": 1100}
 
 
+class FlakyRig(FaultyObjectRig):
+    """A store that loses one request in thirty, and the answers of as many that it has done."""
+
+    def _make(self) -> None:
+        super()._make()
+        chance = random.Random(1)
+
+        def lose(what: str, key: str) -> None:
+            if chance.random() < 0.03:
+                raise Lost(f"connection reset call={what} key={key}")
+
+        self.store.on_call = self.store.on_answer = lose
+
+
 class TinyCacheRig(FaultyObjectRig):
     """Nearly nothing may stay here."""
 
     cache_bytes = 1 << 20
+
+
+@pytest.mark.parametrize("number", range(4, 7))
+def test_random_operations_over_a_store_that_loses_requests_leave_what_the_model_says(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    monkeypatch.setattr(object_groups, "PART_BLOCKS", 16)
+    monkeypatch.setattr(Walk, "rig_type", FlakyRig)
+    run(lambda: Walk(tmp_path, number).walk(4, 50))
+    expect_errors(caplog, "the index lags behind", "blocks that cannot be read stay")
 
 
 @pytest.mark.parametrize("tiny", [False, True], ids=["roomy", "tiny"])

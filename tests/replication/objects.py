@@ -27,6 +27,7 @@ class StoreInMemory:
         self.forgetting: Counter[str] = Counter()
         """How many are done, and the answer is lost."""
         self.on_call: Callable[[str, str], None] | None = None
+        self.on_answer: Callable[[str, str], None] | None = None
         self._lock = threading.Lock()
 
     def _meet(self, what: str, key: str) -> None:
@@ -39,6 +40,8 @@ class StoreInMemory:
                 raise Lost(f"503 Slow Down key={key}")
 
     def _answer(self, what: str, key: str) -> None:
+        if self.on_answer is not None:
+            self.on_answer(what, key)
         with self._lock:
             if self.forgetting[what]:
                 self.forgetting[what] -= 1
