@@ -186,9 +186,12 @@ class Follower:
     async def hold(self, vdisk: int) -> None:
         """Sees to it that rows of this vdisk may be read: its index is current, and its owner told, if it can be.
 
+        What snapshots and clones rest on is there too: who made them did not wait until it was published here.
+
         Raises:
             As ``newest``.
         """
+        self.note_version(vdisk, self._family.newest_named(vdisk))
         await self.newest(vdisk)
 
     def lag(self) -> dict[int, int]:

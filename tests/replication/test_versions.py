@@ -150,6 +150,23 @@ def test_a_snapshot_made_while_the_vdisk_is_followed_keeps_its_rows_here_too(clu
     run(scenario)
 
 
+def test_a_snapshot_is_read_as_it_is_though_its_commit_was_not_heard_of_yet(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 0, 1)
+            assert await newest_content(b) == block(1)
+            cluster.switch.cut.add(("a", "b"))
+            await write(head, 0, block(2))
+            made = await snap(a, V, "s", 1000)  # which waits for nobody
+            while b.family.by_id(made.id) is None:
+                await passes(0.01)
+            assert await view_content(b, made.id) == block(2)
+
+    run(scenario)
+
+
 def test_a_rollback_is_seen(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():
