@@ -3,13 +3,18 @@
 import errno
 import os
 
+import trio
+
 from fusefs.data_requests import DataRequests
 from metadata.errors import InvalidRequest, NotOwner, Unavailable
 from metadata.ids import VdiskId
+from replication.head import Head
 from replication.vdisks import Vdisks
 from replication.view import View
+from tests.simulation.simulated_threads import pass_time
 from tests.simulation.world import World
 
+LOOK_UP_S = 5.0
 LOOKUPS_MAX = 10
 """A kernel gives up sooner; but its user opens again."""
 
@@ -36,6 +41,7 @@ class NodeFiles:
     async def open(self, vdisk: int, flags: int) -> int:
         """A new handle."""
         await self._world.rig(self.name).resumed.wait()
+        await self.find_name(vdisk)
         number = VdiskId(vdisk)
         for _ in range(LOOKUPS_MAX):
             try:
@@ -51,9 +57,28 @@ class NodeFiles:
                     raise
         raise Unavailable(f"the name leads to one stale inode after the other vdisk={vdisk}")
 
+    async def find_name(self, vdisk: int) -> None:
+        """A name that a node does not know it looks up in the catalog of now."""
+        rig, born = self._world.rig(self.name), self._world.born.get(vdisk, 0)
+        with trio.move_on_after(LOOK_UP_S):
+            while rig.revision < born and self._vdisks.family.descent(vdisk).parent is None:
+                await pass_time(0.05)
+            return
+        raise Unavailable(f"the catalog does not say what the name stands for vdisk={vdisk}")
+
+    async def open_version(self, snapshot: int) -> int:
+        """A handle of a snapshot's file."""
+        await self._world.rig(self.name).resumed.wait()
+        return await self._vdisks.open_version(snapshot)
+
     def is_frozen(self, handle: int) -> bool:
         """Whether a handle is a view of one version."""
         return isinstance(self._vdisks.heads_by_handle.get(handle), View)
+
+    def is_still(self, handle: int) -> bool:
+        """Whether what a handle reads stays as it is: a view, or the head of a vdisk that nobody here has written."""
+        served = self._vdisks.heads_by_handle.get(handle)
+        return isinstance(served, View) or (isinstance(served, Head) and not served.owned)
 
     def reign(self, vdisk: int) -> tuple[int, int]:
         """Under whom a write is done, in truth; another one may do it again."""

@@ -51,19 +51,32 @@ class Opening:
     reads: list[Read] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
+class Moment:
+    """What a snapshot, or a clone as it began, holds: block by block, what the vdisk held at one moment of a call."""
+
+    what: str
+    begin: float
+    end: float
+    content: dict[int, int]
+
+
 @dataclass(slots=True)
 class History:
-    """Of one vdisk."""
+    """Of one vdisk, from when its content was known: new, just cloned, or rolled back."""
 
     writes: list[Write] = field(default_factory=list)
     shared_reads: list[Read] = field(default_factory=list)
     """By handles that read the head: at the owner, or forwarded."""
     openings: list[Opening] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    initial: dict[int, int] = field(default_factory=dict)
+    """Values of blocks at its beginning; others were nobody's."""
 
     def violations(self) -> list[str]:
         """What no promise allows, in words; empty if all is well."""
         values = {write.value: write for write in self.writes}
-        found = _unwritten(values, self._reads())
+        found = self._unwritten(values)
         if found:
             return found
         blocks = sorted({write.block for write in self.writes})
@@ -72,12 +85,73 @@ class History:
         for opening in self.openings:
             found += _thawed(opening)
             found += self._stale(opening, values)
-        return found + self._backwards(values)
+            content = {read.block: read.value for read in opening.reads}
+            view = Moment(f"a view on {opening.node}", -NEVER, opening.end, content)
+            found += self._mixed(view, values)
+        for moment in self.moments:
+            found += self._mixed(moment, values)
+        return found + self._backwards(values) + self._steps_back(values)
 
     def _reads(self) -> Iterable[Read]:
         yield from self.shared_reads
         for opening in self.openings:
             yield from opening.reads
+        for moment in self.moments:
+            yield from (
+                Read(block, value, moment.begin, moment.end) for block, value in moment.content.items()
+            )
+
+    def _unwritten(self, values: dict[int, Write]) -> list[str]:
+        found = []
+        for read in self._reads():
+            if read.value != self.initial.get(read.block, 0):
+                write = values.get(read.value)
+                if write is None or write.block != read.block:
+                    found.append(f"block {read.block}: {read.value} was read, which nobody wrote there")
+                elif read.end < write.begin:
+                    found.append(f"block {read.block}: {read.value} was read before it was written")
+        return found
+
+    def _last(self, block: int, value: int, values: dict[int, Write]) -> float:
+        """When the block held the value at the latest: then another one had been committed that came after it."""
+        seen = values.get(value)
+        later = (
+            write.end
+            for write in self.writes
+            if write.block == block and (seen is None or (seen.end < write.begin and not seen.is_repeated))
+        )
+        return min(later, default=NEVER)
+
+    def _mixed(self, moment: Moment, values: dict[int, Write]) -> list[str]:
+        """There must be one moment at which all blocks held what was seen."""
+        first, last = moment.begin, moment.end
+        for block, value in moment.content.items():
+            write = values.get(value)
+            first = max(first, write.begin if write is not None else -NEVER)
+            last = min(last, self._last(block, value, values))
+        if first <= last:
+            return []
+        return [
+            f"{moment.what} of {moment.begin:.4f} to {moment.end:.4f} is of no one moment: {moment.content}, "
+            f"not before {first:.4f}, not after {last:.4f}"
+        ]
+
+    def _steps_back(self, values: dict[int, Write]) -> list[str]:
+        """I9 for the vdisk as a whole: what came before something that a node saw, it sees in every later opening."""
+        found = []
+        seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for opening in sorted(self.openings, key=lambda opening: opening.end):
+            known = max((begin for end, begin in seen[opening.node] if end < opening.begin), default=-NEVER)
+            for read in opening.reads:
+                last = self._last(read.block, read.value, values)
+                if last < known:
+                    found.append(
+                        f"block {read.block}: an opening at {opening.begin:.4f} on {opening.node} saw {read.value} "
+                        f"of before {last:.4f}, an earlier one what was written at {known:.4f}"
+                    )
+            writes = [values[read.value] for read in opening.reads if read.value in values]
+            seen[opening.node].append((opening.end, max((write.begin for write in writes), default=-NEVER)))
+        return found
 
     def _not_linearizable(self, block: int) -> list[str]:
         vague = {write.value for write in self.writes if write.is_repeated or write.end == NEVER}
@@ -85,7 +159,7 @@ class History:
         writes = [write for write in self.writes if write.block == block and write.value not in vague]
         return [
             f"block {block}: reads and writes of values {one} and {other} cannot be put in an order"
-            for one, other in conflicts(writes, reads)
+            for one, other in conflicts(writes, reads, initial=self.initial.get(block, 0))
         ]
 
     def _stale(self, opening: Opening, values: dict[int, Write]) -> list[str]:
@@ -133,18 +207,6 @@ class History:
         return found
 
 
-def _unwritten(values: dict[int, Write], reads: Iterable[Read]) -> list[str]:
-    found = []
-    for read in reads:
-        if read.value:
-            write = values.get(read.value)
-            if write is None or write.block != read.block:
-                found.append(f"block {read.block}: {read.value} was read, which nobody wrote there")
-            elif read.end < write.begin:
-                found.append(f"block {read.block}: {read.value} was read before it was written")
-    return found
-
-
 def _thawed(opening: Opening) -> list[str]:
     """Promise 3: a view never changes."""
     seen: dict[int, int] = {}
@@ -155,16 +217,17 @@ def _thawed(opening: Opening) -> list[str]:
     ]
 
 
-def conflicts(writes: Sequence[Write], reads: Sequence[Read]) -> list[tuple[int, int]]:
+def conflicts(writes: Sequence[Write], reads: Sequence[Read], *, initial: int = 0) -> list[tuple[int, int]]:
     """Pairs of values that no order of one block's operations explains.
 
     Args:
-        writes: of one block, each with a value of its own; the block begins as 0.
-        reads: of that block, each of a value in ``writes``, or 0.
+        writes: of one block, each with a value of its own.
+        reads: of that block, each of a value in ``writes``, or the first one.
+        initial: what the block held before.
     """
     begins: dict[int, float] = defaultdict(lambda: -NEVER)
     ends: dict[int, float] = defaultdict(lambda: NEVER)
-    ends[0], begins[0] = -NEVER, -NEVER
+    ends[initial], begins[initial] = -NEVER, -NEVER
     seen = {read.value for read in reads}
     for operation in (*writes, *reads):
         value = operation.value

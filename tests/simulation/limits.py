@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from replication import audience, commit, follower, head, head_write, housekeeping, log, publisher
+from replication import audience, collector, commit, follower, head, head_write, housekeeping, log, publisher
 
 LIMITS = (
     ((audience,), "BACKLOG_MAX", (1, 1, 2, 32)),
@@ -15,6 +15,7 @@ LIMITS = (
     ((follower,), "UNUSED_S", (0.5, 3.0, 10.0)),
     ((commit,), "LIGHT_COMMITS_MAX", (1, 3, 64)),
     ((log,), "GROUP_BLOCKS", (48, 200, 16384)),
+    ((collector,), "SEAL_BYTES_MIN", (0, 32 << 10, 4 << 20)),
     ((log,), "STEP_BLOCKS_MIN", (8, 64)),
     ((commit, head, head_write, housekeeping), "DIRTY_ROWS_MAX", (4, 4096)),
 )

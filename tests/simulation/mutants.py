@@ -1,10 +1,11 @@
 """Known-bad changes of the code that keeps several nodes right, for the checker to find: each breaks one promise.
 
-A mutant replaces something for as long as it is entered. ``test_mutants.py`` runs seeds until each is found.
+A mutant replaces something for as long as it is entered. ``run.py`` runs seeds until each is found.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import trio
 from metadata.catalog import Change
 from metadata.errors import Conflict, NotOwner
 from metadata.ids import Epoch
-from replication import audience, commit, fence, follower, forwarding, ownership, transfers, vdisks
+from replication import audience, commit, fence, follower, forwarding, ownership, rollback, transfers, vdisks
 from replication.family import Family
 from replication.session import Session
 
@@ -165,3 +166,43 @@ def the_newest_publication_first(patch: pytest.MonkeyPatch) -> None:
         return await before(self, lot, state) if len(skipped) % 2 else state
 
     patch.setattr(follower.Follower, "_applied", applied)
+
+
+@mutant
+def subscribers_do_not_keep_groups(patch: pytest.MonkeyPatch) -> None:
+    """Collection deletes what other nodes read."""
+    patch.setattr(vdisks.Vdisks, "is_followed", lambda self, vdisk: False)
+
+
+@mutant
+def snapshots_of_the_version_before(patch: pytest.MonkeyPatch) -> None:
+    """A snapshot lacks what was not committed when it was asked for."""
+    before = rollback.NameNow.__call__
+
+    def make(self: Any, moment: Any) -> Any:
+        made = before(self, moment)
+        return replace(made, version=max(0, made.version - 1))
+
+    patch.setattr(rollback.NameNow, "__call__", make)
+
+
+@mutant
+def named_versions_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    """A peer reads a snapshot, or a clone's parent, of which it has not heard yet."""
+
+    async def hold(self: Any, vdisk: int) -> None:
+        await self.newest(vdisk)
+
+    patch.setattr(follower.Follower, "hold", hold)
+
+
+@mutant
+def parents_go_before_their_children(patch: pytest.MonkeyPatch) -> None:
+    """A vdisk is deleted though a clone reads it."""
+    patch.setattr(Family, "children", lambda self, vdisk: {})
+
+
+@mutant
+def rolled_back_in_the_catalog_alone(patch: pytest.MonkeyPatch) -> None:
+    """A head goes on with the rows of before."""
+    patch.setattr(rollback, "_restore", lambda head, snapshot, descent: None)

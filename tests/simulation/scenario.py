@@ -7,15 +7,19 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from metadata.catalog import NEXT_ID_KEY, Change, encode_value
 from metadata.errors import VdiskfsError
 from replication.cluster import SESSION_S
+from replication.vdisks import Vdisks
 from tests.replication.rig import create
+from tests.simulation.administration import Administrator, Estate
 from tests.simulation.deterministic import run_seeded
+from tests.simulation.disks import Disk, Values
 from tests.simulation.files import NodeFiles
 from tests.simulation.histories import History
 from tests.simulation.limits import limits_of
 from tests.simulation.simulated_threads import pass_time
-from tests.simulation.workload import Client, Values
+from tests.simulation.workload import Client
 from tests.simulation.world import DISK_S, SLOW_DISK_S, World
 
 NODES = (3, 3, 3, 3, 4, 4, 5, 7)
@@ -37,6 +41,7 @@ MISFORTUNES = (
     "slow",
     "catalog",
     "disk",
+    "pool",
     "calm",
 )
 WEIGHTS = (0, 1, 1, 3)
@@ -46,6 +51,10 @@ CALMING_S = 3.0
 PEACE_S = SESSION_S + 1
 STUCK_S = 60.0
 """Longer than any request may take."""
+LEAVING = 0.2
+"""How likely a client goes on with another vdisk."""
+IDS_END = 1 << 20
+"""Whatever of a smaller number the catalog does not know was deleted."""
 SIZE = 2 << 20
 MEMORY = "/dev/shm"
 """Where a run's pool and indexes are: nothing of it outlives a power cut, nor need it."""
@@ -72,10 +81,9 @@ class Scenario:
         self._names = [f"n{number}" for number in range(1, chance.choice(NODES) + 1)]
         self._kinds = [kind for kind in MISFORTUNES for _ in range(chance.choice(WEIGHTS))] or ["calm"]
         self._turmoil_s, self._misfortunes_s = chance.uniform(*TURMOIL_S), chance.uniform(*MISFORTUNES_S)
-        self._vdisks = VDISKS[: chance.randint(1, len(VDISKS))]
         self._client_count = chance.choice(CLIENTS_PER_NODE)
-        self._histories = {vdisk: History() for vdisk in self._vdisks}
-        self._values = {vdisk: Values() for vdisk in self._vdisks}
+        self._estate = Estate(world, Values())
+        self._estate.disks = [Disk(vdisk) for vdisk in VDISKS[: chance.randint(1, len(VDISKS))]]
         self._clients: list[Client] = []
         self._busy = 0
         """Clients that are not done yet."""
@@ -92,21 +100,26 @@ class Scenario:
         for name in self._names:
             vdisks = await world.revive(name)
             if name == self._names[0]:
-                for vdisk in self._vdisks:
-                    await create(vdisks, vdisk, SIZE)
-                    vdisks.close(next(iter(vdisks.handles)))
+                await self._create_all(vdisks)
             self._begin_life(name)
         with trio.move_on_after(self._turmoil_s):
             while True:
                 await pass_time(self._chance.random() * self._misfortunes_s)
                 await self._misfortune(nursery)
         await self._make_peace()
-        violations = self._failures + [
-            f"vdisk {vdisk}: {line}" for vdisk in self._vdisks for line in self._histories[vdisk].violations()
-        ]
-        done = sum(client.done for client in self._clients)
-        refused = sum(client.refused for client in self._clients)
-        return Outcome(-1, violations, world.trace, done, refused, self._histories)
+        told = [line for client in self._clients for line in client.failures]
+        violations = self._failures + told + self._estate.violations()
+        done = self._estate.done + sum(client.done for client in self._clients)
+        refused = self._estate.refused + sum(client.refused for client in self._clients)
+        histories = {disk.number: disk.history for disk in self._estate.disks}
+        return Outcome(-1, violations, world.trace, done, refused, histories)
+
+    async def _create_all(self, vdisks: Vdisks) -> None:
+        ids_end = Change(puts=((NEXT_ID_KEY, encode_value(IDS_END)),))
+        await self._world.catalog.transact(ids_end)
+        for disk in self._estate.disks:
+            await create(vdisks, disk.number, SIZE)
+            vdisks.close(next(iter(vdisks.handles)))
 
     # ---- clients
 
@@ -120,22 +133,40 @@ class Scenario:
             async with trio.open_nursery() as nursery:
                 for _ in range(self._client_count):
                     nursery.start_soon(self._use, name)
+                nursery.start_soon(self._administer, name)
+                nursery.start_soon(self._world.vdisks(name).run)
 
     async def _use(self, name: str) -> None:
-        vdisk, chance = self._chance.choice(self._vdisks), random.Random(self._chance.random())
-        client = Client(
-            NodeFiles(self._world, name),
-            vdisk,
-            self._histories[vdisk],
-            chance=chance,
-            values=self._values[vdisk],
-        )
+        chance = random.Random(self._chance.random())
+        node, disks = NodeFiles(self._world, name), self._estate.open_disks() or self._estate.disks
+        client = Client(node, disks[0], chance=chance, values=self._estate.values)
         self._clients.append(client)
         self._busy += 1
         try:
+            disk: Disk | None = None
             while not self._is_over:
                 await pass_time(chance.random())
-                await client.use_for_a_while()
+                disks = self._estate.open_disks()
+                if disk not in disks or chance.random() < LEAVING:
+                    disk = chance.choice(disks) if disks else None
+                if disk is not None:
+                    await self._use_one(client, disk)
+        finally:
+            self._busy -= 1
+
+    async def _use_one(self, client: Client, disk: Disk) -> None:
+        disk.users += 1
+        try:
+            client.use(disk)
+            await client.use_for_a_while()
+        finally:
+            disk.users -= 1
+
+    async def _administer(self, name: str) -> None:
+        self._busy += 1
+        try:
+            administrator = Administrator(self._estate, name, random.Random(self._chance.random()))
+            await administrator.work(lambda: self._is_over)
         finally:
             self._busy -= 1
 
@@ -173,6 +204,10 @@ class Scenario:
                 catalog.forgetting = chance.choice((0.0, 0.1, 0.5))
             case "disk":
                 world.rig(name).disk_s = SLOW_DISK_S
+            case "pool":
+                faults = world.rig(name).faults
+                faults.failing_share = chance.choice((0.01, 0.1, 1.0))
+                faults.full_share = chance.choice((0.0, 0.3, 1.0))
             case _:
                 self._calm()
 
@@ -182,7 +217,8 @@ class Scenario:
         for name in self._names:
             catalog = self._world.catalog_of(name)
             catalog.failing = catalog.forgetting = 0.0
-            self._world.rig(name).disk_s = DISK_S
+            rig = self._world.rig(name)
+            rig.disk_s, rig.faults.failing_share, rig.faults.full_share = DISK_S, 0.0, 0.0
 
     async def _die(self, name: str) -> None:
         self._lives[name].cancel()
@@ -232,22 +268,22 @@ class Scenario:
                 await pass_time(1.0)
         if self._busy:
             self._failures.append(f"clients wait for ever though all is well: {self._busy}")
-        for name in self._names:
-            for vdisk in self._vdisks:
-                await self._look(name, vdisk)
+        with trio.move_on_after(STUCK_S) as scope:
+            for name in self._names:
+                for disk in self._estate.disks:
+                    if disk.is_known:
+                        await self._look(name, disk)
+                await Administrator(self._estate, name, self._chance).look_at_all()
+        if scope.cancelled_caught:
+            self._failures.append("a reader waits for ever though all is well")
 
-    async def _look(self, name: str, vdisk: int) -> None:
+    async def _look(self, name: str, disk: Disk) -> None:
         """Nothing may stand in the way any more."""
-        reader = Client(
-            NodeFiles(self._world, name),
-            vdisk,
-            self._histories[vdisk],
-            chance=self._chance,
-            values=self._values[vdisk],
-        )
+        node = NodeFiles(self._world, name)
+        reader = Client(node, disk, chance=self._chance, values=self._estate.values)
         await reader.read_all()
         if reader.refused:
-            self._failures.append(f"vdisk {vdisk} cannot be read on {name} though all is well")
+            self._failures.append(f"vdisk {disk.number} cannot be read on {name} though all is well")
 
 
 def simulate(seed: int) -> Outcome:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulation.histories import NEVER, History, Opening, Read, Write, conflicts
+from tests.simulation.histories import NEVER, History, Moment, Opening, Read, Write, conflicts
 
 
 def w(value: int, begin: float, end: float = NEVER, block: int = 0) -> Write:
@@ -95,3 +95,32 @@ def test_a_whole_history_that_is_right_is_allowed() -> None:
         [opened(1.1, 1.2, r(1, 4, 5), r(9, 4, 5, block=4)), opened(6, 6.1, r(2, 7, 8))],
     )
     assert history.violations() == []
+
+
+def test_a_snapshot_of_no_one_moment_is_found() -> None:
+    writes = [w(1, 0, 1), w(2, 2, 3, block=1), w(3, 4, 5)]
+    assert History(writes, moments=[Moment("s", 6, 7, {0: 3, 1: 2})]).violations() == []
+    for begin, end, content in ((6, 7, {0: 1, 1: 2}), (1.5, 9, {0: 3, 1: 0}), (0, 3.5, {0: 3})):
+        found = History(writes, moments=[Moment("s", begin, end, content)]).violations()
+        assert any("no one moment" in line or "before it was written" in line for line in found)
+
+
+def test_a_view_that_mixes_versions_is_found() -> None:
+    writes = [w(1, 0, 1), w(2, 2, 3, block=1)]
+    mixed = opened(0.5, 4, r(0, 5, 6), r(2, 6, 7, block=1))
+    assert any("no one moment" in line for line in History(writes, openings=[mixed]).violations())
+
+
+def test_a_node_that_goes_back_in_another_block_is_found() -> None:
+    writes = [w(1, 0, 1), w(2, 2, NEVER, block=1)]
+    history = History(writes, openings=[opened(3, 4, r(2, 5, 6, block=1)), opened(7, 8, r(0, 9, 10))])
+    assert any("an earlier one" in line for line in history.violations())
+
+
+def test_what_a_clone_began_with_may_be_read_until_it_is_overwritten() -> None:
+    history = History([w(2, 2, 3)], [r(1, 0, 1), r(2, 4, 5)], initial={0: 1})
+    assert history.violations() == []
+    history.shared_reads.append(r(1, 6, 7))
+    assert any("cannot be put in an order" in line for line in history.violations())
+    history.shared_reads[-1] = r(0, 0, 1)
+    assert any("nobody wrote there" in line for line in history.violations())

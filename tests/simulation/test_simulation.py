@@ -7,7 +7,7 @@ import pytest
 
 from tests.mounted_pool import package_environment
 
-SEEDS = "1-150"
+SEEDS = "1-120"
 TIMEOUT_S = 1200
 MUTANTS = "acknowledged_before_durable,no_waiting_for_subscribers,the_newest_publication_first"
 MUTANT_SEEDS = "1-20"

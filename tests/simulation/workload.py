@@ -1,4 +1,4 @@
-"""Random clients: each lives on one node, opens, reads and writes a few blocks of shared vdisks, and notes what it saw."""
+"""Random clients: each lives on one node, opens, reads and writes a few blocks of a shared vdisk, and notes what it saw."""
 
 import errno
 import os
@@ -8,9 +8,10 @@ from typing import Protocol
 
 import trio
 
-from metadata.errors import VdiskfsError
+from metadata.errors import Corrupt, VdiskfsError
 from metadata.units import BLOCK_BYTES
-from tests.simulation.histories import History, Opening, Read, Write
+from tests.simulation.disks import Disk, Values
+from tests.simulation.histories import Opening, Read, Write
 from tests.simulation.simulated_threads import pass_time
 
 BLOCKS = 4
@@ -21,6 +22,10 @@ PAUSES_S = (0.01, 0.1, 0.3, 1.0)
 """Between two, at most."""
 WRITING = (0.1, 0.5, 0.9)
 """How often a client opens for writing, and then writes."""
+
+
+REFUSALS = (errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENOSPC)
+"""What a guest may be told; the log and the model know why."""
 
 
 def offset_of(block: int) -> int:
@@ -35,23 +40,14 @@ class ServedFiles(Protocol):
 
     async def open(self, vdisk: int, flags: int) -> int: ...
     def is_frozen(self, handle: int) -> bool: ...
+    def is_still(self, handle: int) -> bool: ...
     def reign(self, vdisk: int) -> tuple[int, int]: ...
     def is_certain(self) -> bool: ...
+    async def open_version(self, snapshot: int) -> int: ...
     async def read(self, handle: int, offset: int, size: int) -> bytes: ...
     async def write(self, handle: int, offset: int, data: bytes) -> None: ...
     async def sync(self, handle: int) -> None: ...
     async def close(self, handle: int) -> None: ...
-
-
-class Values:
-    """Gives each write a value of its own."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def next(self) -> int:
-        self._last += 1
-        return self._last
 
 
 def block_of(value: int) -> bytes:
@@ -72,26 +68,37 @@ def value_of(data: bytes) -> int:
     return int.from_bytes(data[:8], "little")
 
 
+async def content_of(node: ServedFiles, handle: int) -> dict[int, int]:
+    """Every block, through a handle."""
+    return {
+        block: value_of(await node.read(handle, offset_of(block), BLOCK_BYTES)) for block in range(BLOCKS)
+    }
+
+
 class Client:
     """One user of one vdisk on one node at a time.
 
     Args:
         node: where.
-        history: of the vdisk.
+        disk: which; ``use`` another.
         chance: of its own.
-        values: shared by all clients of the vdisk.
+        values: shared by all clients.
     """
 
-    def __init__(
-        self, node: ServedFiles, vdisk: int, history: History, *, chance: random.Random, values: Values
-    ) -> None:
-        self._node, self._vdisk, self._history = node, vdisk, history
-        self._chance, self._values = chance, values
+    def __init__(self, node: ServedFiles, disk: Disk, *, chance: random.Random, values: Values) -> None:
+        self._node, self._chance, self._values = node, chance, values
+        self.use(disk)
         self._operations_max, self._pause_s = chance.choice(OPERATIONS_MAX), chance.choice(PAUSES_S)
         self._writing = chance.choice(WRITING)
         self.refused = 0
         """Operations that failed."""
         self.done = 0
+        self.failures: list[str] = []
+        """What no guest may ever be told."""
+
+    def use(self, disk: Disk) -> None:
+        """This vdisk from now on."""
+        self._vdisk, self._history = disk.number, disk.history
 
     async def use_for_a_while(self) -> None:
         """One or the other."""
@@ -172,10 +179,10 @@ class Client:
 
         async def work() -> None:
             value = value_of(await self._node.read(handle, offset_of(block), BLOCK_BYTES))
-            is_newest = not self._node.is_frozen(handle) and self._node.is_certain()
+            is_newest = not self._node.is_still(handle) and self._node.is_certain()
             if noted is not self._history.shared_reads or is_newest:
                 noted.append(Read(block, value, begin, trio.current_time(), self._node.name))
-            # else the vdisk was handed over, and what was the head is a view of that moment; or may have been taken over
+            # else the vdisk was handed over, or nobody has written it here, or it may have been taken over
 
         await self._tried(work)
 
@@ -184,6 +191,8 @@ class Client:
             await work()
             self.done += 1
         except VdiskfsError as exc:
-            if exc.number not in (errno.EIO, errno.ESTALE, errno.EBUSY):
+            if exc.number not in REFUSALS:
                 raise
+            if isinstance(exc, Corrupt):
+                self.failures.append(f"vdisk {self._vdisk}: damaged on {self._node.name}: {exc}")
             self.refused += 1

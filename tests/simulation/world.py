@@ -5,6 +5,8 @@ one way or both; nodes die and come again, with or without what their index had 
 than their session lives; the catalog is slow, or fails.
 """
 
+import errno
+import os
 import pathlib
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,10 +19,12 @@ from metadata.errors import Unavailable
 from replication.cluster import Member
 from replication.company import Company
 from replication.ownership import read_owner
+from replication.pool_directory import DirectoryPool, open_pool, pool_error
 from replication.session import Session
 from replication.vdisks import Vdisks
 from replication.workspace import Workspace
 from tests.replication.cluster_rig import ClusterRig, NodeRig
+from tests.replication.faults import Faults, FaultyPool
 from tests.simulation.network import Network
 from tests.simulation.simulated_threads import SimulatedThreads, pass_time
 
@@ -91,6 +95,24 @@ class SimulatedCatalog:
         await trio.lowlevel.checkpoint()
 
 
+class RandomFaults(Faults):
+    """A node's way to the pool."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__()
+        self._chance = chance
+        self.failing_share = 0.0
+        """How likely a call is to fail."""
+        self.full_share = 0.0
+        """How likely there is to be no room."""
+
+    def meet(self, what: str, path: str) -> None:
+        if self._chance.random() < self.failing_share:
+            raise pool_error(OSError(errno.EIO, os.strerror(errno.EIO)), f"{what} {path}")
+        if what in ("preallocate", "create") and self._chance.random() < self.full_share:
+            raise pool_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), f"{what} {path}")
+
+
 class SimulatedRig(NodeRig):
     """One node's own state, and what stands for its threads, its clock and its way to the catalog."""
 
@@ -102,11 +124,20 @@ class SimulatedRig(NodeRig):
         """How fast its clock goes."""
         self.disk_s = DISK_S
         """The longest that a thread waits for its turn, and for its end."""
+        self.faults = RandomFaults(random.Random(world.chance.random()))
         self.threads: list[SimulatedThreads] = []
+        self.revision = 0
+        """Of the catalog, as far as the node has followed it."""
         self.lives = 0
         """How often it has come."""
         super().__init__(world, name)
         self.seen_catalog = SimulatedCatalog(world.catalog, self, random.Random(world.chance.random()))
+
+    def open_pool(self) -> DirectoryPool:
+        real = open_pool(self.pool_path)
+        pool = FaultyPool(real.path, pool_id=real.pool_id, salt=real.salt)
+        pool.faults = self.faults
+        return pool
 
     async def _open_catalog(self) -> Catalog:
         return self.seen_catalog
@@ -163,6 +194,8 @@ class World(ClusterRig):
         )
         self.trace: list[str] = []
         """What happened, in order; the same for the same seed."""
+        self.born: dict[int, int] = {}
+        """Revisions at which clones got their names."""
 
     def _rig(self, name: str) -> SimulatedRig:
         return SimulatedRig(self, name)
@@ -207,9 +240,12 @@ class World(ClusterRig):
                 await pass_time(RETRY_S)
                 continue
             company.mirror.note_reload(rows, revision)
+            rig = self.rig(company.node)
+            rig.revision = revision
             async with aclosing(catalog.watch(b"", after=revision)) as watch:
                 async for events in watch:
                     company.mirror.note_events(events, is_own=False)
+                    rig.revision = events[-1].revision
 
     # ---- what befalls a node
 
