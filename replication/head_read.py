@@ -53,20 +53,26 @@ async def load_rows(head: Reader, vblocks: Iterable[int], *, parents: bool = Fal
         if not lacking and not unresolved:
             return
         await moves.wait_whole({head.vdisk, *head.ancestry.vdisks()} if moves.is_rebuilding else ())
-        if lacking:
-            commits, serial = head.commits, moves.serial
-            found = await head.workspace.wait_for(functools.partial(_fetch_rows, head, lacking))
-            if head.commits == commits:
-                for vblock, row in found:
-                    if not moves.touched(serial, {head.vdisk}, vblock):
-                        head.install_row(vblock, row)
-        if unresolved:
-            ancestry, serial = head.ancestry, moves.serial
-            resolved = await head.workspace.wait_for(functools.partial(ancestry.find_all, unresolved))
-            for vblock, answer in resolved.items():
-                if not moves.touched(serial, ancestry.vdisks(), vblock):
-                    ancestry.install(vblock, answer)
+        with moves.hold():  # an index that is to be built anew waits for who looks into it
+            await _look_up(head, lacking, unresolved)
     raise Corrupt(f"the index does not keep the rows it is asked for vdisk={head.vdisk}")
+
+
+async def _look_up(head: Reader, lacking: list[int], unresolved: list[int]) -> None:
+    moves = head.workspace.moves
+    if lacking:
+        commits, serial = head.commits, moves.serial
+        found = await head.workspace.wait_for(functools.partial(_fetch_rows, head, lacking))
+        if head.commits == commits:
+            for vblock, row in found:
+                if not moves.touched(serial, {head.vdisk}, vblock):
+                    head.install_row(vblock, row)
+    if unresolved:
+        ancestry, serial = head.ancestry, moves.serial
+        resolved = await head.workspace.wait_for(functools.partial(ancestry.find_all, unresolved))
+        for vblock, answer in resolved.items():
+            if not moves.touched(serial, ancestry.vdisks(), vblock):
+                ancestry.install(vblock, answer)
 
 
 def _lacks_parents(head: Reader, vblock: int) -> bool:
@@ -106,26 +112,22 @@ async def read(head: Reader, offset: int, size: int) -> bytes:
         Corrupt: a block fails its checksum.
         Unavailable: the pool does not answer.
     """
-    with head.workspace.moves.hold():
-        return await _read(head, offset, size)
-
-
-async def _read(head: Reader, offset: int, size: int) -> bytes:
     end = min(offset + size, head.size)
     if end <= offset:
         return b""
     first, last = offset >> 12, end - 1 >> 12
     lying = _lying_runs(head, first, last - first + 1) if size <= REQUEST_BYTES_MAX else None
     if lying is not None:  # nothing lacks but the page cache: fill it, and go the fast way
-        await _fill_page_cache(head, lying)
+        with head.workspace.moves.hold():
+            await _fill_page_cache(head, lying)
         data = head.read_nowait(offset, size)
         if data is not None:
             return bytes(data)
     await load_rows(head, range(first >> 8, (last >> 8) + 1), parents=True)
-    plan = plan_runs(
-        head, first, last - first + 1
-    )  # no await since the rows were loaded: one moment's places
-    data = await read_plan(head, plan, (last - first + 1) * BLOCK_BYTES)
+    # Held from here, not before: ``load_rows`` may wait for an index that is built anew, which waits for who holds.
+    with head.workspace.moves.hold():  # no await since the rows were loaded: one moment's places
+        plan = plan_runs(head, first, last - first + 1)
+        data = await read_plan(head, plan, (last - first + 1) * BLOCK_BYTES)
     skip = offset & 4095
     return bytes(data[skip : skip + end - offset])
 
