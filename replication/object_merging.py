@@ -28,7 +28,7 @@ class Merger:
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[ObjectGroup | None] = queue.SimpleQueue()
         self._waiting: set[ObjectGroup] = set()
-        self._lock = threading.Lock()
+        self._lock, self._merging = threading.Lock(), threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False
         self.merged_objects = 0
@@ -66,6 +66,10 @@ class Merger:
         Raises:
             VdiskfsError: not all of it; whatever was done holds.
         """
+        with self._merging:  # two at once would take objects away from each other
+            self._merge(group)
+
+    def _merge(self, group: ObjectGroup) -> None:
         if group.table is None:
             group.refresh()
         for _ in range(STEPS_MAX):

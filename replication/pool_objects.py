@@ -266,8 +266,8 @@ class ObjectPool(Pool):
 
     def close(self) -> None:
         super().close()
+        self.store.close()  # a merge that the store keeps waiting gives up
         self.merger.close()
-        self.store.close()
         self.space.fetchers.shutdown(cancel_futures=True)
         self.space.senders.shutdown()
 
