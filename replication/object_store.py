@@ -264,7 +264,8 @@ def connect(url: str) -> ObstoreStore:
     if storage_class:
         options["default_headers"] = {"x-amz-storage-class": storage_class}
     try:
-        made = from_url(place, config=config, client_options=options, retry_config={"max_retries": 0})
+        connect: Any = from_url  # typed for each store's own settings
+        made = connect(place, config=config, client_options=options, retry_config={"max_retries": 0})
     except Exception as exc:  # it raises many kinds, all about the settings
         raise InvalidRequest(f"the object store's settings do not do: {_first_line(exc)}") from exc
     return ObstoreStore(made)

@@ -22,7 +22,7 @@ class Span(NamedTuple):
     """Blocks that one object holds."""
 
     position: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuples have a method of this name that nobody misses
 
     @property
     def end(self) -> int:
@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 
     span: Span
     position: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 def span_name(span: Span) -> str:
