@@ -16,7 +16,10 @@ VERSIONS_SKIPPED = 1000
 
 
 def is_begun(facts: VdiskFacts, record_place: int) -> bool:
-    """Whether the vdisk's last commit is of its owner's epoch, or the owner before left it at rest."""
+    """Whether the vdisk's last commit is of its owner's epoch, or the owner before left it at rest.
+
+    If not, this node may have written all the same: it got the vdisk at rest, and its daemon died before a commit.
+    """
     last = epoch_of(record_place >> POSITION_BITS) if record_place else 1
     return facts.resting is not None or facts.epoch <= max(1, last)
 

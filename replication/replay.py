@@ -12,7 +12,7 @@ from array import array
 
 from metadata.boot_clock import this_start
 from metadata.errors import VdiskfsError
-from metadata.ids import CUT, PARENT
+from metadata.ids import CUT, PARENT, Version
 from metadata.index import VdiskState
 from metadata.journal_entries import JournalEntry, digest_of
 from replication.head import Head
@@ -56,6 +56,9 @@ async def replay(head: Head, state: VdiskState, entries: list[JournalEntry]) -> 
         log.warning("%d unflushed writes did not survive vdisk=%d", void, head.vdisk)
     for entry, checksums in verified:
         await _apply(head, entry, checksums)
+    # The commit that holds them is no older than any of them, or the next daemon would apply them once more.
+    newest = max(entry.version for entry in wanted)
+    head.log.last_version = Version(max(head.log.last_version, newest - 1))
     return len(verified)
 
 

@@ -368,7 +368,7 @@ class Vdisks:
         begun = self.company is None or is_begun(facts, state.record_place)
         if self.company is not None:
             self.company.publisher.attach(head)
-        entries = of_this_epoch(self._journaled.get(vdisk, []), facts) if begun else []
+        entries = of_this_epoch(self._journaled.get(vdisk, []), facts)
         replayed = await replay(head, state, entries) if entries else 0
         if self.company is not None:
             self.company.transfers.check_loaded(vdisk, facts)
