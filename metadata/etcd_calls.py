@@ -7,6 +7,8 @@ Errors of etcd, by gRPC's number: what another member may do better is tried the
 """
 
 import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
@@ -28,6 +30,8 @@ _INVALID, _NOT_FOUND, _DENIED, _EXHAUSTED, _PRECONDITION, _OUT_OF_RANGE, _UNAUTH
 _FINAL = {_INVALID, _NOT_FOUND, _DENIED, _PRECONDITION, _OUT_OF_RANGE}
 
 log = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
 
 
 class AnswerTooLarge(Exception):
@@ -60,24 +64,9 @@ class EtcdCalls:
         trouble: dict[str, str] = {}
         with trio.move_on_after(deadline_s):
             async with self._limiter:
-                attempt_s, tries = ATTEMPT_S, 0
-                while True:
-                    member = self._members[self._first % len(self._members)]
-                    number = self._first
-                    try:
-                        with trio.move_on_after(attempt_s):
-                            return await self._ask(member, verb, message)
-                        trouble[member.name] = f"no answer within {attempt_s:g} s"
-                    except Unreachable as exc:
-                        trouble[member.name] = str(exc)
-                    except Refused as exc:
-                        self._raise_if_final(exc)
-                        trouble[member.name] = exc.text
-                    self._leave(number)
-                    tries += 1
-                    if tries % len(self._members) == 0:
-                        attempt_s = min(2 * attempt_s, CALL_S)
-                        await trio.sleep(ROUND_PAUSE_S)
+                return await self._first_answer(
+                    lambda member: self._ask(member, verb, message), trouble, attempt_max_s=CALL_S
+                )
         raise self._unavailable(trouble)
 
     async def open_stream(self, verb: str, message: Message) -> "tuple[Stream, HttpMember]":
@@ -86,27 +75,15 @@ class EtcdCalls:
         Raises:
             Unavailable, InvalidRequest: as with ``call``.
         """
+
+        async def enter(member: HttpMember) -> tuple[Stream, HttpMember]:
+            await self._log_in(member)
+            stream = member.stream(verb, message, token=self._token, hasleader="true")
+            return await stream.__aenter__(), member
+
         trouble: dict[str, str] = {}
         with trio.move_on_after(CALL_S):
-            tries = 0
-            while True:
-                member = self._members[self._first % len(self._members)]
-                number = self._first
-                try:
-                    with trio.move_on_after(ATTEMPT_S):
-                        await self._log_in(member)
-                        stream = member.stream(verb, message, token=self._token, hasleader="true")
-                        return await stream.__aenter__(), member
-                    trouble[member.name] = f"no answer within {ATTEMPT_S:g} s"
-                except Unreachable as exc:
-                    trouble[member.name] = str(exc)
-                except Refused as exc:
-                    self._raise_if_final(exc)
-                    trouble[member.name] = exc.text
-                self._leave(number)
-                tries += 1
-                if tries % len(self._members) == 0:
-                    await trio.sleep(ROUND_PAUSE_S)
+            return await self._first_answer(enter, trouble, attempt_max_s=ATTEMPT_S)
         raise self._unavailable(trouble)
 
     async def is_well(self, member: HttpMember, verb: str, message: Message) -> bool:
@@ -138,6 +115,39 @@ class EtcdCalls:
     def _leave(self, number: int) -> None:
         if self._first == number:  # else another task has gone on already
             self._first += 1
+
+    async def _first_answer(
+        self,
+        ask: Callable[[HttpMember], Awaitable[_Answer]],
+        trouble: dict[str, str],
+        *,
+        attempt_max_s: float,
+    ) -> _Answer:
+        """What the first member says that can be asked; goes round until one can be.
+
+        Args:
+            ask: asks one.
+            trouble: by member, why it could not be asked; filled in.
+            attempt_max_s: one attempt takes ATTEMPT_S, and twice as long with each round, up to this.
+        """
+        attempt_s, tries = ATTEMPT_S, 0
+        while True:
+            number = self._first
+            member = self._members[number % len(self._members)]
+            try:
+                with trio.move_on_after(attempt_s):
+                    return await ask(member)
+                trouble[member.name] = f"no answer within {attempt_s:g} s"
+            except Unreachable as exc:
+                trouble[member.name] = str(exc)
+            except Refused as exc:
+                self._raise_if_final(exc)
+                trouble[member.name] = exc.text
+            self._leave(number)
+            tries += 1
+            if tries % len(self._members) == 0:
+                attempt_s = min(2 * attempt_s, attempt_max_s)
+                await trio.sleep(ROUND_PAUSE_S)
 
     async def _ask(self, member: HttpMember, verb: str, message: Message) -> Message:
         for is_last in (False, True):

@@ -37,6 +37,21 @@ from tests.replication.rig import (
 MIB = 1 << 20
 
 
+async def committed(vdisks: Vdisks, count: int) -> Head:
+    """A new vdisk, written by so many commits of a block each."""
+    head = await create(vdisks, 20, MIB)
+    for number in range(count):
+        await write(head, number % 256 * B, block(number))
+        await flush(head)
+    return head
+
+
+async def holds(vdisks: Vdisks, wanted: bytes) -> None:
+    """Insist that the vdisk is what it was, and sound."""
+    assert await content(await opened(vdisks, 20)) == wanted
+    await sound(vdisks, 20)
+
+
 @pytest.fixture
 def rig(tmp_path: pathlib.Path) -> ObjectRig:
     return ObjectRig(tmp_path)
@@ -297,17 +312,13 @@ class TestTheCache:
     ) -> None:
         async def main() -> None:
             async with rig.node(kill=kill) as vdisks:
-                head = await create(vdisks, 20, MIB)
-                for number in range(20):
-                    await write(head, number * B, block(number))
-                    await flush(head)
+                head = await committed(vdisks, 20)
                 wanted = await content(head)
             for path in local_files(rig):
                 path.write_bytes(bytes(path.stat().st_size))  # what a power cut may leave
             rig.lose_index()
             async with rig.node() as vdisks:
-                assert await content(await opened(vdisks, 20)) == wanted
-                await sound(vdisks, 20)
+                await holds(vdisks, wanted)
 
         run(main)
 
@@ -375,49 +386,37 @@ class TestMerging:
     def test_many_small_commits_become_few_objects_that_hold_the_same(self, rig: ObjectRig) -> None:
         async def main() -> None:
             async with rig.node() as vdisks:
-                head = await create(vdisks, 20, MIB)
-                for number in range(200):
-                    await write(head, number % 256 * B, block(number))
-                    await flush(head)
+                head = await committed(vdisks, 200)
                 await merged(vdisks)
                 assert len(data_keys(rig)) <= object_tables.OPEN_SPANS_MAX
                 wanted = await content(head)
                 await close_and_rest(vdisks, 20)
                 await merged(vdisks)
                 assert len(data_keys(rig)) == 1
-                assert await content(await opened(vdisks, 20)) == wanted
-                await sound(vdisks, 20)
+                await holds(vdisks, wanted)
             rig.lose_state()
             async with rig.node() as vdisks:
-                assert await content(await opened(vdisks, 20)) == wanted
-                await sound(vdisks, 20)
+                await holds(vdisks, wanted)
 
         run(main)
 
     def test_what_a_dead_daemon_left_unmerged_is_merged_by_the_next(self, rig: ObjectRig) -> None:
         async def main() -> None:
             async with rig.node(kill=True) as vdisks:
-                head = await create(vdisks, 20, MIB)
-                for number in range(30):
-                    await write(head, number * B, block(number))
-                    await flush(head)
+                head = await committed(vdisks, 30)
                 wanted = await content(head)
             async with rig.node() as vdisks:
                 assert await content(await opened(vdisks, 20)) == wanted
                 await merged(vdisks)
                 assert len(data_keys(rig)) <= 2
-                assert await content(await opened(vdisks, 20)) == wanted
-                await sound(vdisks, 20)
+                await holds(vdisks, wanted)
 
         run(main)
 
     def test_a_local_file_that_lies_is_not_merged_into_the_pool(self, rig: ObjectRig) -> None:
         async def main() -> None:
             async with rig.node() as vdisks:
-                head = await create(vdisks, 20, MIB)
-                for number in range(30):
-                    await write(head, number * B, block(number))
-                    await flush(head)
+                head = await committed(vdisks, 30)
                 wanted = await content(head)
                 scribble(rig)
                 await close_and_rest(vdisks, 20)
@@ -433,10 +432,7 @@ class TestMerging:
     ) -> None:
         async def main() -> None:
             async with rig.node() as vdisks:
-                head = await create(vdisks, 20, MIB)
-                for number in range(30):
-                    await write(head, number * B, block(number))
-                    await flush(head)
+                await committed(vdisks, 30)
                 wanted = bytearray(30 * B)
                 other = open_object_pool(URL, state=str(tmp_path / "other"), store=rig.store)
                 (group,) = other.groups(20)
@@ -462,10 +458,7 @@ class TestMerging:
     ) -> None:
         async def main() -> None:
             async with rig.node() as vdisks:
-                head = await create(vdisks, 20, MIB)
-                for number in range(30):
-                    await write(head, number * B, block(number))
-                    await flush(head)
+                head = await committed(vdisks, 30)
                 wanted, calls = await content(head), itertools.count()
 
                 def cut(call: str, key: str) -> None:
@@ -483,8 +476,7 @@ class TestMerging:
                 await close_and_rest(vdisks, 20)
             rig.lose_state()
             async with rig.node() as vdisks:
-                assert await content(await opened(vdisks, 20)) == wanted
-                await sound(vdisks, 20)
+                await holds(vdisks, wanted)
 
         run(main)
 
