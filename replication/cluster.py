@@ -80,3 +80,10 @@ class Membership(Protocol):
 
     def members(self) -> Mapping[str, Member]:
         """All that have one, this node among them, by name."""
+
+    async def catch_up(self) -> object:
+        """Returns when this node knows of every session that had begun before the call.
+
+        Raises:
+            VdiskfsError: the catalog cannot be read.
+        """

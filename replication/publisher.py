@@ -126,7 +126,13 @@ class Publisher:
         head.audience = self._audiences.get(head.vdisk)
 
     async def announce(self, vdisk: int, epoch: int) -> None:
-        """Returns when no other node trusts what an earlier owner publishes: before this one's first commit is acknowledged."""
+        """Returns when no other node trusts what an earlier owner publishes: before this one's first commit is acknowledged.
+
+        Raises:
+            VdiskfsError: the catalog does not say who there is: a node of which this one has not heard yet may be among
+                those who subscribed to the earlier owner.
+        """
+        await self._membership.catch_up()
         await self._tell_others(MOVED, {"vdisk": vdisk, "epoch": epoch})
 
     async def announce_start(self) -> None:

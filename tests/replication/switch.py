@@ -19,6 +19,8 @@ class Switch:
         self.nodes: dict[str, SwitchLinks] = {}
         self.live: set[str] = set()
         """Nodes with a session."""
+        self.unheard: set[tuple[str, str]] = set()
+        """(who, of whom): nodes with a session of which others have not heard yet."""
         self.cut: set[tuple[str, str]] = set()
         """(from, to): calls and answers in this direction are lost."""
         self.calls: list[tuple[str, str, str]] = []
@@ -105,10 +107,14 @@ class SwitchLinks:
         return self.node in self._switch.live
 
     def is_live(self, node: str) -> bool:
-        return node in self._switch.live
+        return node in self._switch.live and (self.node, node) not in self._switch.unheard
 
     def members(self) -> Mapping[str, Member]:
-        return {node: Member(node, "", 0, node) for node in self._switch.live}
+        return {node: Member(node, "", 0, node) for node in self._switch.live if self.is_live(node)}
+
+    async def catch_up(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._switch.unheard = {pair for pair in self._switch.unheard if pair[0] != self.node}
 
 
 def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:

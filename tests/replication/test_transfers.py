@@ -399,6 +399,19 @@ def test_a_summary_that_could_not_be_written_leaves_none_of_before(
     run(scenario)
 
 
+def test_a_subscriber_of_which_the_new_owner_has_not_heard_yet_is_told_of_it(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            b, c = await cluster.start("b"), await cluster.start("c")
+            assert (await company_of(c).follower.newest(20)).version == 1
+            cluster.switch.unheard.add(("b", "c"))
+            await writer(b, 20)
+            assert ("b", "c", "moved") in cluster.switch.calls
+
+    run(scenario)
+
+
 def test_a_vdisk_that_is_opened_while_it_is_about_to_be_handed_over_stays(
     cluster: ClusterRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
