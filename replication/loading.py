@@ -1,8 +1,9 @@
 """Bringing a vdisk's index to the end of its log, and finding its ancestors: before anything of it is read.
 
 An ancestor needs no head: its rows up to the version that is kept are in the index and never change. So one look
-at each ancestor's log a daemon's life is enough, and a thousand generations cost one pass, without recursion. Group sets
-and generations are shared by all descendants that are in memory.
+at each ancestor's log is enough for as long as this node owns it, and a thousand generations cost one pass, without
+recursion; what comes back from another owner may have got versions there, and is looked at again. Group sets and
+generations are shared by all descendants that are in memory.
 """
 
 import logging
@@ -33,13 +34,20 @@ class Loading:
         workspace: what the vdisks share.
         family: the snapshot tree.
         hold: sees to a vdisk that another node owns, and says whether it is one.
+        reign: the epoch under which this node owns a vdisk, as far as it knows.
     """
 
-    def __init__(self, workspace: Workspace, family: Family, hold: Callable[[int], Awaitable[bool]]) -> None:
-        self._workspace, self._family, self._hold = workspace, family, hold
+    def __init__(
+        self,
+        workspace: Workspace,
+        family: Family,
+        hold: Callable[[int], Awaitable[bool]],
+        reign: Callable[[int], int],
+    ) -> None:
+        self._workspace, self._family, self._hold, self._reign = workspace, family, hold, reign
         self._under_way: dict[int, trio.Event] = {}
-        self._ready: set[int] = set()
-        """Vdisks whose kept versions are in the index."""
+        self._ready: dict[int, int] = {}
+        """Vdisks whose kept versions are in the index, and the reigns for which that holds."""
         self._group_sets: WeakValueDictionary[int, GroupSet] = WeakValueDictionary()
         self._generations: WeakValueDictionary[tuple[int, int], Generation] = WeakValueDictionary()
 
@@ -66,7 +74,7 @@ class Loading:
 
     def forget(self, vdisk: int) -> None:
         """The vdisk is gone."""
-        self._ready.discard(vdisk)
+        self._ready.pop(vdisk, None)
 
     def lineage(self, vdisk: int, facts: VdiskFacts) -> Lineage:
         """What recovery needs to know of a vdisk."""
@@ -85,6 +93,7 @@ class Loading:
     async def recovered(self, vdisk: int, facts: VdiskFacts) -> Recovered:
         """The index's state, brought up to the log's end if it is not there. Inside ``alone_at``."""
         lineage, resting, space = self.lineage(vdisk, facts), facts.resting, self._workspace
+        reign = self._reign(vdisk)
 
         def find() -> Recovered:
             space.pool.count_staged(vdisk)
@@ -103,16 +112,19 @@ class Loading:
             recovered = Recovered(lineage.beginning(), 0)
         else:
             recovered = await space.wait_for(find)
-        self._ready.add(vdisk)
+        self._ready[vdisk] = reign
         return recovered
+
+    def _is_ready(self, vdisk: int) -> bool:
+        return self._ready.get(vdisk) == self._reign(vdisk)
 
     async def prepare(self, vdisk: int) -> None:
         """Sees to it that all kept versions of a vdisk are in the index."""
-        if await self._hold(vdisk) or vdisk in self._ready:
+        if await self._hold(vdisk) or self._is_ready(vdisk):
             return
         facts = await read_facts(self._workspace.catalog, vdisk)
         async with self.alone_at(vdisk):
-            if vdisk not in self._ready:
+            if not self._is_ready(vdisk):
                 await self.recovered(vdisk, facts)
 
     async def ancestry(self, vdisk: int, version: int | None = None) -> Ancestry:

@@ -73,6 +73,11 @@ class Mirror:
         owner = self.owners.get(vdisk)
         return owner is not None and owner.node == self._node
 
+    def reign(self, vdisk: int) -> int:
+        """The epoch of the owner; that of a vdisk which nobody has written yet is its first owner's."""
+        owner = self.owners.get(vdisk)
+        return 1 if owner is None else owner.epoch
+
     def note_owner(self, vdisk: int, owner: Owner | None) -> None:
         """The catalog says so now, or will have said so; an older epoch says nothing new."""
         known = self.owners.get(vdisk)

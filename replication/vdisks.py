@@ -80,7 +80,7 @@ class Vdisks:
         workspace.heads = self.heads
         self.family = Family()
         """The snapshot tree."""
-        self.loading = Loading(workspace, self.family, self._hold_if_foreign)
+        self.loading = Loading(workspace, self.family, self._hold_if_foreign, self._reign)
         self.deletion = Deletion(
             workspace, self.family, end_head=self.end_head, note_gone=self.note_gone, is_mine=self.is_mine
         )
@@ -226,6 +226,9 @@ class Vdisks:
             return False
         await self.company.follower.hold(vdisk)
         return True
+
+    def _reign(self, vdisk: int) -> int:
+        return 1 if self.company is None else self.company.mirror.reign(vdisk)
 
     def is_followed(self, vdisk: int) -> bool:
         """Whether other nodes may read what the vdisk's rows name or named: nothing of it may be moved or deleted."""

@@ -17,7 +17,7 @@ from replication.vdisks import Vdisks
 from replication.versions import FIRST_ID, LOOKUP_PIN_S
 from replication.view import View
 from tests.replication.cluster_rig import ClusterRig
-from tests.replication.rig import B, block, blocks, create, run, write
+from tests.replication.rig import B, block, blocks, create, handles_of, run, write
 from tests.replication.snapshotting import clone, rollback, snap, view_content
 
 V, CLONE = 20, 21
@@ -249,3 +249,22 @@ def test_a_version_looked_up_long_ago_is_stale_once_it_was_overwritten(cluster: 
             assert versions.by_id(old.id) is None
 
     run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
+def test_versions_made_under_another_owner_are_read_when_the_vdisk_is_back_and_nobody_has_opened_it(
+    cluster: ClusterRig,
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await changed(await create(a, V), 0, 1)
+            for handle in handles_of(a, V):
+                a.close(handle)
+            await company_of(b).transfers.acquire(V)
+            await changed(await b.head(VdiskId(V)), 0, 2)
+            named = await snap(b, V, "s", 100)
+            await company_of(a).transfers.acquire(V)
+            assert await view_content(a, named.id) == block(2)
+            assert V not in a.heads
+
+    run(scenario)
