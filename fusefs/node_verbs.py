@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from fusefs import adoption
+from fusefs.cache_verbs import CacheVerbs
 from fusefs.channel import Channel
 from fusefs.cluster_status import ClusterStatus
 from fusefs.collection_verb import AskedCollector, CollectionVerb, share_of_time
@@ -35,6 +36,7 @@ from replication.pictures import picture
 from replication.snapshots import Snapshots
 from replication.usage import count_usage
 from replication.vdisks import Vdisks
+from replication.warming import warm
 from replication.workspace import Workspace
 
 CHANGING_VERBS = (
@@ -144,6 +146,9 @@ def all_verbs(
         **_verbs(node, store, everywhere, parts),
         **trash.verbs(),
         **_snapshot_verbs(vdisks, store, paths, notifications),
+        **CacheVerbs(
+            paths, facts=node.workspace.pool.cache_facts, warm=functools.partial(warm, vdisks)
+        ).verbs(),
         **_counting_verbs(vdisks, store, paths, everywhere, parts=parts),
         **_difference_verbs(vdisks, paths, notifications, everywhere, parts=parts),
     }

@@ -13,7 +13,6 @@ not counts only once ``count_staged`` has said that the vdisk is still this node
 The event loop appends, and takes ``lock`` for that: nobody holds it while he waits for anything.
 """
 
-import ctypes
 import errno
 import logging
 import os
@@ -29,6 +28,7 @@ from metadata.errors import Exists, Fenced, NotFound, Unavailable, VdiskfsError
 from metadata.ids import epoch_of, number_of
 from metadata.units import BLOCK_BYTES
 from replication.extent_cache import ExtentCache
+from replication.local_files import data_ranges, punch_hole
 from replication.object_store import RetryingStore
 from replication.object_tables import OPEN_SPANS_MAX, ObjectTable, Ranges, Span, parse_span, span_name
 from replication.pool import pool_error
@@ -45,9 +45,6 @@ AHEAD_BLOCKS_MIN, AHEAD_BLOCKS_MAX = 256, 8192
 """A stream is read ahead of by 1 MiB at first, by 32 MiB when it goes on."""
 _ROUNDS_MAX = 8
 """Merging may take objects away under a reader, who lists again; so often in a row means that they are lost."""
-_PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-_ZEROS = bytes(1 << 20)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
@@ -149,7 +146,7 @@ class ObjectGroup:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                found = _data_ranges(fd)
+                found = data_ranges(fd)
             finally:
                 os.close(fd)
         except OSError as exc:
@@ -202,7 +199,7 @@ class ObjectGroup:
                 fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
                 try:
                     for low, high in parts:
-                        _punch(fd, low, high)
+                        punch_hole(fd, low, high)
                 finally:
                     os.close(fd)
             for low, high in parts:
@@ -249,6 +246,26 @@ class ObjectGroup:
                 self._reading.remove(asked)
         self.space.cache.note_read(self, position, position + count)
         return len(view)
+
+    def warm(self, start: int, end: int) -> None:
+        """Has the blocks here, as far as the cache takes them.
+
+        Raises:
+            NotFound, Unavailable: the pool has them not, or does not answer.
+        """
+        self.load()
+        with self.lock:
+            self._reading.append((start, end))
+        try:
+            self._make_local(start, end, sure=False)
+        finally:
+            with self.lock:
+                self._reading.remove((start, end))
+
+    def lacking(self, start: int, end: int) -> int:
+        """How many of these blocks a read would have to fetch."""
+        with self.lock:
+            return sum(high - low for low, high in self._gaps(start, end, sure=False))
 
     def _readable(self, position: int, count: int, *, sure: bool) -> int:
         """How many of these blocks there are; for who verifies, up to the first that is missing."""
@@ -566,24 +583,3 @@ class ObjectGroup:
 def vdisk_prefix(vdisk: int) -> str:
     """Where a vdisk's objects are."""
     return f"vdisks/{vdisk & 0xFF:02x}/{vdisk:016x}/"
-
-
-def _data_ranges(fd: int) -> list[tuple[int, int]]:
-    """Whole blocks of a file that are no hole."""
-    found, at, size = [], 0, os.fstat(fd).st_size
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # nothing but a hole from here on
-            break
-        at = os.lseek(fd, start, os.SEEK_HOLE)
-        if at // BLOCK_BYTES > -(-start // BLOCK_BYTES):
-            found.append((-(-start // BLOCK_BYTES), at // BLOCK_BYTES))
-    return found
-
-
-def _punch(fd: int, start: int, end: int) -> None:
-    length = (end - start) * BLOCK_BYTES
-    offset = ctypes.c_long(start * BLOCK_BYTES)
-    if _libc.fallocate(fd, _PUNCH, offset, ctypes.c_long(length)):
-        raise OSError(ctypes.get_errno(), "no hole can be made")

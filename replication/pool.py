@@ -179,6 +179,8 @@ class Pool(ABC):
     salt: int
     tells_names = False
     """Whether ``lock`` refuses a second node of one name; else only the session does."""
+    cache_limit_bytes = 0
+    """How much of it a cache on this node may hold; 0: there is none, and no need of one."""
 
     def __init__(self, url: str, *, pool_id: str, salt: int) -> None:
         self.url, self.pool_id, self.salt = url, pool_id, salt
@@ -280,6 +282,18 @@ class Pool(ABC):
         Raises:
             NoSpace: they would take what collection needs.
         """
+
+    def warm(self, vdisk: int, group: int, start: int, end: int) -> None:
+        """Has the cache hold these blocks, if there is one and it takes them."""
+        return
+
+    def count_lacking(self, vdisk: int, group: int, start: int, end: int) -> int:
+        """How many of these blocks the cache does not hold."""
+        return 0
+
+    def cache_facts(self) -> dict[str, object]:
+        """What ``cache stats`` shows; empty without a cache."""
+        return {}
 
     def facts(self) -> dict[str, object]:
         """What ``status`` shows of it, besides its name."""

@@ -63,7 +63,7 @@ class ObjectPool(Pool):
     ) -> None:  # fmt: skip
         super().__init__(url, pool_id=pool_id, salt=salt)
         self.store, self.folder = store, folder
-        self.cache = ExtentCache(cache_bytes)
+        self.cache, self.cache_limit_bytes = ExtentCache(cache_bytes), cache_bytes
         self.merger = Merger()
         self._groups: dict[tuple[int, int], ObjectGroup] = {}
         self._lock = threading.Lock()
@@ -250,7 +250,13 @@ class ObjectPool(Pool):
             f"the state directory's disk is full: what is written waits there for the pool folder={self.folder}"
         )
 
-    def facts(self) -> dict[str, object]:
+    def warm(self, vdisk: int, group: int, start: int, end: int) -> None:
+        self.group(vdisk, group).warm(start, end)
+
+    def count_lacking(self, vdisk: int, group: int, start: int, end: int) -> int:
+        return self.group(vdisk, group).lacking(start, end)
+
+    def cache_facts(self) -> dict[str, object]:
         space = self.space
         return {
             "cache_bytes": self.cache.bytes,
@@ -259,6 +265,11 @@ class ObjectPool(Pool):
             "cache_renewed_blocks": space.renewed_blocks,
             "cache_bypassed_bytes": space.uncached_bytes,
             "store_fetched_bytes": space.fetched_bytes,
+        }
+
+    def facts(self) -> dict[str, object]:
+        return {
+            **self.cache_facts(),
             "store_requests": self.store.requests,
             "store_retries": self.store.retries,
             "store_merged_objects": self.merger.merged_objects,

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from metadata.errors import InvalidRequest, VdiskfsError
 from metadata.units import CACHE_BYTES_DEFAULT, NAME_BYTES_MAX, TRASH_S_DEFAULT
+from tools.cache_arguments import add_cache_verbs
 from tools.cluster_arguments import cluster_verbs
 from tools.difference_arguments import add_difference_verbs
 from tools.durations import parse_duration
@@ -107,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, add, summary in (
         ("snap", add_snap_verbs, "make, list, delete, restore snapshots"),
         ("trash", add_trash_verbs, "list, restore, purge deleted vdisks"),
+        ("cache", add_cache_verbs, "show and fill what a node keeps of a remote pool"),
         ("owner", add_owner_verbs, "say which node may write a vdisk, and change it"),
         ("cluster", cluster_verbs(_node), "say who may be a node of a pool, and who is there"),
     ):

@@ -49,7 +49,16 @@ def test_a_pool_of_objects_outlives_daemons_and_nodes(pool: MountedPool, tmp_pat
     assert pool.json("status", pool.mountpoint)["cache_bytes"] > 0
     pool.umount()
     shutil.rmtree(pool.state)
+    mount(pool, node="away")
+    warmed = pool.json("cache", "warm", f"{path}@first")
+    assert (warmed["wanted_bytes"], warmed["missing_bytes"]) == (9 * MIB, 0)
+    assert "fetched now" in pool.run("cache", "warm", pool.mountpoint / "clone").stdout
+    fetched = pool.json("cache", "stats", pool.mountpoint)["store_fetched_bytes"]
+    assert (pool.mountpoint / "clone").read_bytes()[: len(content)] == content
+    assert pool.json("cache", "stats")["store_fetched_bytes"] == fetched
+    pool.umount()
     mount(pool, "--cache", "4M", node="there")
+    assert "did not fit" in pool.run("cache", "warm", path, exit_code=1).stdout
     for name in ("disk", "clone", "disk"):
         assert (pool.mountpoint / name).read_bytes()[: len(content)] == content
     facts = pool.json("status", pool.mountpoint)

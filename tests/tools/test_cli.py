@@ -153,7 +153,7 @@ def verbs_of(parser: argparse.ArgumentParser) -> dict[str, str]:
     (verbs,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     found: dict[str, str] = {}
     for verb, added in verbs.choices.items():
-        if verb in ("cluster", "owner", "snap", "trash"):
+        if verb in ("cache", "cluster", "owner", "snap", "trash"):
             found |= {f"{verb} {inner}": run for inner, run in verbs_of(added).items()}
         elif verb != "bench":
             found[verb] = added.get_default("run")
@@ -163,8 +163,8 @@ def verbs_of(parser: argparse.ArgumentParser) -> dict[str, str]:
 def test_every_verb_leads_to_a_function() -> None:
     named = verbs_of(cli.build_parser())
     assert sorted(named) == [
-        "check", "clone", "cluster init", "cluster join", "cluster ls", "create", "diff", "du", "export",
-        "flatten", "format", "gc", "import", "info", "ls", "map", "mount", "owner show",
+        "cache stats", "cache warm", "check", "clone", "cluster init", "cluster join", "cluster ls", "create",
+        "diff", "du", "export", "flatten", "format", "gc", "import", "info", "ls", "map", "mount", "owner show",
         "owner take", "resize", "rm", "scrub",
         "snap create", "snap ls", "snap protect", "snap rename", "snap rm", "snap rollback", "snap unprotect",
         "status", "top", "trash ls", "trash purge", "trash restore", "tree", "umount", "upgrade",

@@ -64,6 +64,8 @@ def test_info_du_and_map_show_what_was_written(mounted: MountedPool) -> None:
     assert "allocated" in mounted.run("info", path).stdout
     assert mounted.json("du", mounted.mountpoint)["total"]["allocated_bytes"] == MIB + 8192
     assert mounted.run("du", mounted.mountpoint).stdout.splitlines()[-1].startswith("total")
+    assert "no cache" in mounted.run("cache", "warm", path).stdout
+    assert "no cache" in mounted.run("cache", "stats", mounted.mountpoint).stdout
     extents = mounted.json("map", path)["extents"]
     assert [(e["kind"], e["offset"], e["length"]) for e in extents] == [
         ("data", 0, 8192),
