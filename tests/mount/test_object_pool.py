@@ -55,7 +55,7 @@ def test_a_pool_of_objects_outlives_daemons_and_nodes(pool: MountedPool, tmp_pat
     assert "fetched now" in pool.run("cache", "warm", pool.mountpoint / "clone").stdout
     fetched = pool.json("cache", "stats", pool.mountpoint)["store_fetched_bytes"]
     assert (pool.mountpoint / "clone").read_bytes()[: len(content)] == content
-    assert pool.json("cache", "stats")["store_fetched_bytes"] == fetched
+    assert pool.json("cache", "stats", pool.mountpoint)["store_fetched_bytes"] == fetched
     pool.umount()
     mount(pool, "--cache", "4M", node="there")
     assert "did not fit" in pool.run("cache", "warm", path, exit_code=1).stdout
