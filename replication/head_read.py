@@ -16,7 +16,7 @@ from metadata.rows import runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
 from replication.groups import GroupSet, Missing
 from replication.pool import GroupFile
-from replication.reader import REQUEST_BYTES_MAX, Reader
+from replication.reader import REQUEST_BYTES_MAX, Reader, scratch
 
 _LOAD_TRIES = 50
 """A row just fetched is found in the index's memory; being evicted that often in a row means a bug."""
@@ -119,7 +119,7 @@ async def read(head: Reader, offset: int, size: int) -> bytes:
     lying = _lying_runs(head, first, last - first + 1) if size <= REQUEST_BYTES_MAX else None
     if lying is not None:  # nothing lacks but the page cache: fill it, and go the fast way
         with head.workspace.moves.hold():
-            await _fill_page_cache(head, lying)
+            await _fill_page_cache(head, _uncached(lying))
         data = head.read_nowait(offset, size)
         if data is not None:
             return bytes(data)
@@ -156,6 +156,13 @@ def _lying_runs(head: Reader, block_no: int, count: int) -> list[tuple[GroupFile
         block_no += part
         count -= part
     return lying
+
+
+def _uncached(lying: list[tuple[GroupFile, int, int]]) -> list[tuple[GroupFile, int, int]]:
+    """Those of several runs that the page cache does not have whole: often few, and a thread's call costs more."""
+    if len(lying) == 1:
+        return lying
+    return [run for run in lying if not run[0].read_nowait(scratch[: run[2] * BLOCK_BYTES], run[1])]
 
 
 async def _fill_page_cache(head: Reader, lying: list[tuple[GroupFile, int, int]]) -> None:

@@ -37,6 +37,7 @@ BLOCK_ANSWER = _answer[: HEADROOM + BLOCK_BYTES]
 """With room for the header."""
 _BLOCK_VECTOR = [BLOCK]
 _VBLOCK = keep_split(scratch[:VBLOCK_BYTES])
+_VECTORS = [[scratch[at : at + BLOCK_BYTES]] for at in range(0, len(scratch), BLOCK_BYTES)]
 
 
 class Reader:
@@ -117,18 +118,47 @@ class Reader:
                     return False
                 at += part << 12
             else:
-                for start, length, place in runs(row, first, part):
-                    view = scratch[at : at + (length << 12)]
-                    if place > PARENT:
-                        if not read_run(view, place, length):
-                            return False
-                    elif place == HOLE:
-                        view[:] = _ZEROS[: length << 12]
-                    elif not self.ancestry.read_nowait(view, (block_no & ~255) + start, length):
-                        return False
-                    at += length << 12
+                if not self._gather_scattered(row, block_no, part, at):
+                    return False
+                at += part << 12
             block_no += part
             count -= part
+        return True
+
+    def _gather_scattered(self, row: "array[int]", block_no: int, count: int, at: int) -> bool:
+        """As ``_gather_nowait``, of a part of one row whose blocks lie here and there."""
+        files, segments, groups = self._files, self._segments, self.groups
+        index = block_no & 255
+        end, slot = index + count, (at >> 12) - index
+        while index < end:
+            place = row[index]
+            if place > PARENT and (index + 1 == end or row[index + 1] != place + 1):
+                vector = _VECTORS[slot + index]
+                file, segment = files.get(place >> 16), segments.get(place >> 8)
+                if file is None or segment is None:
+                    if not groups.read_run_nowait(vector[0], place, 1):
+                        return False
+                else:
+                    position = place & POSITION_MASK
+                    try:
+                        if _preadv(file.fd, vector, position << 12, _NOWAIT) != BLOCK_BYTES:
+                            return False
+                    except OSError:  # as GroupFile.read_nowait
+                        return False
+                    if _hash(vector[0], file.seed + position) & 0xFFFFFFFF != segment[place & 255]:
+                        return False
+                index += 1
+                continue
+            _, length, _ = next(runs(row, index, end - index))
+            view = scratch[slot + index << 12 : slot + index + length << 12]
+            if place > PARENT:
+                if not groups.read_run_nowait(view, place, length):
+                    return False
+            elif place == HOLE:
+                view[:] = _ZEROS[: length << 12]
+            elif not self.ancestry.read_nowait(view, (block_no & ~255) + index, length):
+                return False
+            index += length
         return True
 
     def row_nowait(self, vblock: int) -> "array[int] | None":
