@@ -88,7 +88,8 @@ class Journal:
         )
         entries = sorted((entry for entry in found if entry), key=lambda entry: entry.sequence)
         self.sequence = max(needed_from, 1 + max((entry.sequence for entry in entries), default=0))
-        self.limit = (entries[0].sequence if entries else self.sequence) + self.capacity
+        # A hint that was void must not become plausible again when the ring has turned to it.
+        self.keep_from(entries[0].sequence if entries else self.sequence)
         by_vdisk: dict[int, list[JournalEntry]] = {}
         for entry in entries:
             by_vdisk.setdefault(entry.vdisk, []).append(entry)

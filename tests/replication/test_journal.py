@@ -172,6 +172,22 @@ def test_a_hint_that_nobody_gave_is_none(tmp_path: pathlib.Path) -> None:
         again.close()
 
 
+def test_a_hint_that_outlived_its_entries_does_not_void_later_ones(tmp_path: pathlib.Path) -> None:
+    """A power cut may keep the hint's page and lose those before it; the sequences are used again then."""
+    journal = opened(tmp_path)
+    note(journal, 1)
+    journal.keep_from(4)
+    journal.close()
+    again = opened(tmp_path)
+    assert replayed(again) == {20: [1]}
+    for number in (2, 3, 4):
+        note(again, number)
+    again.close()  # killed before anything was committed
+    last = opened(tmp_path)
+    assert replayed(last) == {20: [1, 2, 3, 4]}
+    last.close()
+
+
 def test_any_order_of_appends_and_needs_replays_all_that_is_needed(tmp_path: pathlib.Path) -> None:
     chance = random.Random(2)
     journal, noted, oldest = opened(tmp_path, capacity=16), dict[int, int](), 1
