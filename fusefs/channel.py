@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -301,14 +302,17 @@ class Channel:
 
     def _small_nowait(self, nursery: trio.Nursery, opcode: int, unique: int, request: memoryview) -> bool:
         """Answers what a guest's flush and a long listing are made of, if it can without a task."""
-        if opcode == abi.FSYNC:
-            return self._sync_nowait(
-                nursery, abi.FSYNC_IN.unpack_from(request, abi.IN_HEADER_BYTES)[0], unique
-            )
-        if opcode == abi.GETXATTR:
-            self._get_xattr_now(unique, request)
-            return True
-        return opcode == abi.SETATTR and self._set_times_nowait(unique, request)
+        try:
+            if opcode == abi.FSYNC:
+                return self._sync_nowait(
+                    nursery, abi.FSYNC_IN.unpack_from(request, abi.IN_HEADER_BYTES)[0], unique
+                )
+            if opcode == abi.GETXATTR:
+                self._get_xattr_now(unique, request)
+                return True
+            return opcode == abi.SETATTR and self._set_times_nowait(unique, request)
+        except struct.error:
+            return self._reply_to_short(opcode, unique)
 
     def _sync_nowait(self, nursery: trio.Nursery, fh: int, unique: int) -> bool:
         """Answers an fsync now, or lets the end of the commit that holds it do so; False: it needs a task."""
@@ -388,7 +392,11 @@ class Channel:
 
     def _dispatch(self, nursery: trio.Nursery, opcode: int, unique: int, request: bytes) -> None:
         """Everything but READ and WRITE: a task, or libfuse."""
-        work = self._requests.parse(opcode, request)
+        try:
+            work = self._requests.parse(opcode, request)
+        except struct.error:
+            self._reply_to_short(opcode, unique)
+            return
         if work is not None:
             nursery.start_soon(self._answer, unique, work)
         elif opcode != abi.INTERRUPT:  # every request is answered in bounded time: nothing to interrupt
@@ -460,6 +468,12 @@ class Channel:
             os.write(self._fuse_fd, abi.OUT_HEADER.pack(16, -number, unique))
         except OSError as exc:
             self._reply_failed(exc)
+
+    def _reply_to_short(self, opcode: int, unique: int) -> bool:
+        """No kernel sends a request that is shorter than its kind; one that does must not end the daemon."""
+        log.warning("a request is too short opcode=%d", opcode)
+        self._reply(unique, errno.EIO)
+        return True
 
     def _unexpected(self, unique: int) -> None:
         log.exception("unexpected; the request fails with EIO")
