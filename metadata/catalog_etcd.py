@@ -33,6 +33,7 @@ from metadata.etcd_messages import (
     delete_of,
     end_of_prefix,
     number_in,
+    parts_in,
     put_of,
     range_of,
     ranges_in,
@@ -302,5 +303,5 @@ def _compare_exists(key: bytes) -> Message:
 
 
 def _mod_revision(answer: Message) -> int:
-    rows = answer.get("kvs", ())
+    rows = parts_in(answer, "kvs")
     return number_in(rows[0], "mod_revision") if rows else 0

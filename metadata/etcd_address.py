@@ -9,6 +9,7 @@
 A password never stands in the address itself, because the pool remembers that.
 """
 
+import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
@@ -17,6 +18,7 @@ from metadata.errors import InvalidRequest
 SCHEME = "etcd://"
 PORT_DEFAULT = 2379
 MEMBERS_MAX = 16
+_PORT = re.compile("[0-9]{1,5}")
 _OPTIONS = ("ca", "tls", "cert", "key", "login")
 
 
@@ -80,7 +82,7 @@ def _member(text: str) -> tuple[str, int]:
     else:
         host, _, given = text.partition(":")
         port = given or port
-    if not host or "/" in host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or "/" in host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise InvalidRequest(
             f"a member of the catalog is HOST, HOST:PORT or [ADDRESS]:PORT, not member={text!r}"
         )

@@ -31,6 +31,7 @@ from metadata.etcd_messages import (
     bytes_in,
     compare_revision,
     number_in,
+    parts_in,
     plan_operations,
     put_of,
     range_of,
@@ -101,7 +102,7 @@ class Attempts:
                     slot.revision = revision_in(answer)
                     return Outcome(True, slot.revision)
                 marker, *found = ranges_in(answer, 1 + len(otherwise))
-                markers = marker.get("kvs", ())
+                markers = parts_in(marker, "kvs")
                 if not markers:
                     slot.born_s = float("-inf")
                     raise Unavailable("the catalog does not say whether a change was made")

@@ -14,7 +14,7 @@ import trio
 
 from metadata.errors import Exists, InvalidRequest, NoSpace, NotFound, Unavailable
 from metadata.etcd_http import HttpMember, Refused, Stream, Unreachable
-from metadata.etcd_messages import Message
+from metadata.etcd_messages import Message, part_in
 
 CALL_S = 10.0
 """An election takes one to three seconds. Afterwards: Unavailable."""
@@ -168,7 +168,7 @@ class EtcdCalls:
                     raise
                 if self._token == token:
                     self._token = ""
-        cluster = str(answer.get("header", {}).get("cluster_id", ""))
+        cluster = str(part_in(answer, "header").get("cluster_id", ""))
         if cluster and self._cluster and cluster != self._cluster:
             raise Unreachable("it belongs to another cluster than the others")
         self._cluster = self._cluster or cluster

@@ -18,6 +18,7 @@ from metadata.etcd_messages import (
     bytes_in,
     compare_revision,
     number_in,
+    parts_in,
     put_of,
     range_of,
     revision_in,
@@ -53,7 +54,7 @@ class History:
     async def compact(self) -> None:
         """Compact, unless another process has done so since this one looked last."""
         found = await self._calls.call("kv/range", range_of(self._key))
-        rows = found.get("kvs", ())
+        rows = parts_in(found, "kvs")
         noted_at = number_in(rows[0], "mod_revision") if rows else 0
         text = bytes_in(rows[0], "value") if rows else b""
         before, self._noted = self._noted, noted_at

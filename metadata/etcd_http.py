@@ -15,7 +15,7 @@ import trio
 
 from metadata.errors import Corrupt, VdiskfsError
 from metadata.etcd_address import EtcdAddress
-from metadata.etcd_messages import Message, parse_message
+from metadata.etcd_messages import Message, number_in, parse_message
 
 IDLE_MAX = 8
 """Connections kept for the next request."""
@@ -285,7 +285,7 @@ class Stream:
         if "error" in message:
             problem = message["error"]
             problem = problem if isinstance(problem, dict) else message
-            raise Refused(str(problem.get("message", "")), int(problem.get("grpc_code", 0)))
+            raise Refused(str(problem.get("message", "")), number_in(problem, "grpc_code"))
         result = message.get("result")
         return result if isinstance(result, dict) else {}
 
@@ -304,7 +304,7 @@ def _answer(status: int, body: bytes) -> Message:
         if isinstance(message["error"], dict):  # a stream's
             message = {"code": message["error"]["grpc_code"], **message["error"]}
         raise Refused(str(message["message"]), int(message["code"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise Corrupt(f"what answers there does not speak etcd's JSON status={status}") from None
 
 

@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 from metadata.errors import NotFound, Unavailable, VdiskfsError
 from metadata.etcd_attempts import Attempts, grant
 from metadata.etcd_calls import EtcdCalls
-from metadata.etcd_messages import Message, bytes_in, compare_lease, number_in, range_of, text_of
+from metadata.etcd_messages import (
+    Message,
+    bytes_in,
+    compare_lease,
+    number_in,
+    part_in,
+    parts_in,
+    range_of,
+    text_of,
+)
 
 REMEMBERED = 8
 """Leases of etcd's under which rows may be if an answer was lost; each is older by one keep-alive."""
@@ -95,7 +104,7 @@ class EtcdLeases:
     async def _renew(self, number: int, held: _Held) -> None:
         """A lease without rows: whether it is there is all that counts."""
         answer = await self._calls.call("lease/keepalive", {"ID": str(held.current)})
-        if not number_in(answer.get("result", {}), "TTL"):
+        if not number_in(part_in(answer, "result"), "TTL"):
             self._held.pop(number, None)
             raise _ended(number)
 
@@ -118,7 +127,7 @@ class EtcdLeases:
             return True
         is_gone = True
         for key, found in zip(keys, outcome.found, strict=True):
-            under = [number_in(row, "lease") for row in found.get("kvs", ()) if bytes_in(row, "key") == key]
+            under = [number_in(row, "lease") for row in parts_in(found, "kvs") if bytes_in(row, "key") == key]
             is_gone &= not under
             if under and under[0] in held.granted:
                 held.keys[key] = under[0]

@@ -13,6 +13,8 @@ from metadata.errors import Corrupt, InvalidRequest
 
 Message = dict[str, Any]
 
+_EMPTY: Message = {}
+
 OPERATIONS_MAX = 128
 """etcd's --max-txn-ops, unless told otherwise."""
 REQUEST_BYTES_MAX = 1400 << 10
@@ -44,8 +46,30 @@ def number_in(message: Mapping[str, Any], name: str) -> int:
     """
     try:
         return int(message.get(name, 0))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise Corrupt(f"etcd says what cannot be read field={name}") from None
+
+
+def part_in(message: Mapping[str, Any], name: str) -> Message:
+    """
+    Raises:
+        Corrupt: that is no object.
+    """
+    part = message.get(name, _EMPTY)
+    if not isinstance(part, dict):
+        raise Corrupt(f"etcd says what cannot be read field={name}")
+    return part
+
+
+def parts_in(message: Mapping[str, Any], name: str) -> list[Message]:
+    """
+    Raises:
+        Corrupt: that is no list of objects.
+    """
+    parts = message.get(name, [])
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise Corrupt(f"etcd says what cannot be read field={name}")
+    return parts
 
 
 def parse_message(line: bytes | bytearray) -> Message:
@@ -55,7 +79,7 @@ def parse_message(line: bytes | bytearray) -> Message:
     """
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
         raise Corrupt("what answers there does not speak etcd's JSON")
@@ -146,15 +170,15 @@ def rows_in(answer: Mapping[str, Any], prefix: bytes) -> list[Row]:
             bytes_in(found, "value"),
             number_in(found, "mod_revision"),
         )
-        for found in answer.get("kvs", ())
+        for found in parts_in(answer, "kvs")
     ]
 
 
 def events_in(message: Mapping[str, Any], prefix: bytes) -> list[Event]:
     """The events of a watch's message, in order of revision, keys without the prefix."""
     events = []
-    for event in message.get("events", ()):
-        row = event.get("kv", {})
+    for event in parts_in(message, "events"):
+        row = part_in(event, "kv")
         value = None if event.get("type") == "DELETE" else bytes_in(row, "value")
         key = bytes_in(row, "key").removeprefix(prefix)
         events.append(Event(key, value, number_in(row, "mod_revision")))
@@ -167,7 +191,7 @@ def ranges_in(answer: Mapping[str, Any], count: int) -> list[Message]:
     Raises:
         Corrupt: to others, or to fewer.
     """
-    found = [answered.get("response_range", {}) for answered in answer.get("responses", ())]
+    found = [part_in(answered, "response_range") for answered in parts_in(answer, "responses")]
     if len(found) != count:
         raise Corrupt("etcd does not answer what was asked")
     return found
@@ -175,4 +199,4 @@ def ranges_in(answer: Mapping[str, Any], count: int) -> list[Message]:
 
 def revision_in(answer: Mapping[str, Any]) -> int:
     """The store's revision that an answer is of."""
-    return number_in(answer.get("header", {}), "revision")
+    return number_in(part_in(answer, "header"), "revision")
