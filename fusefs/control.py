@@ -127,16 +127,25 @@ class ControlServer:
             if not arrived or len(line) > REQUEST_BYTES_MAX:
                 raise InvalidRequest("not one line with a request")
             line += arrived
-        try:
-            request = json.loads(line)
-            verb = self._verbs[request.pop("verb")]
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise InvalidRequest("not a request this daemon knows: is it of another release?") from problem
-        return verb, request
+        return read_request(line, self._verbs)
 
     async def _send(self, stream: trio.SocketStream, answer: Mapping[str, object]) -> None:
         encoded = await trio.to_thread.run_sync(_encode, answer, limiter=self._encoders)
         await stream.send_all(encoded)
+
+
+def read_request(line: bytes | bytearray, verbs: Mapping[str, Verb]) -> tuple[Verb, dict[str, Any]]:
+    """The verb that a line asks for, with its arguments.
+
+    Raises:
+        InvalidRequest: it asks for none of these.
+    """
+    try:
+        request = json.loads(line)
+        verb = verbs[request.pop("verb")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise InvalidRequest("not a request this daemon knows: is it of another release?") from problem
+    return verb, request
 
 
 async def _run_while_connected(verb: Verb, arguments: dict[str, Any], stream: trio.SocketStream) -> object:

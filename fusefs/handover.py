@@ -117,7 +117,7 @@ class ReportReader:
 def _parse(line: bytes) -> Report:
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = None
     match message:
         case {"ready": True}:

@@ -14,6 +14,7 @@ MOUNTINFO = "/proc/self/mountinfo"
 LINKS_MAX = 40
 """As the kernel has it (MAXSYMLINKS); what lies behind a longer chain stays unresolved."""
 
+_MINOR = re.compile(rb"\d{1,10}:(\d{1,10})")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -45,15 +46,15 @@ def parse_mountinfo(content: bytes) -> list[MountEntry]:
     for line in content.splitlines():
         before, separator, after = line.partition(b" - ")
         head, tail = before.split(b" "), after.split(b" ")
-        if not separator or len(head) < 6 or len(tail) < 3:
+        if not separator or len(head) < 6 or len(tail) < 3 or not (minor := _MINOR.fullmatch(head[2])):
             continue
-        owner = re.search(rb"(?:^|,)user_id=(\d+)", tail[2])
+        owner = re.search(rb"(?:^|,)user_id=(\d{1,10})(?:,|$)", tail[2])
         entries.append(
             MountEntry(
                 mountpoint=_unescape(head[4]),
                 filesystem_type=_unescape(tail[0]),
                 source=_unescape(tail[1]),
-                device_minor=int(head[2].partition(b":")[2]),
+                device_minor=int(minor[1]),
                 owner_uid=int(owner[1]) if owner else None,
             )
         )

@@ -203,7 +203,7 @@ def _load(path: str, uid: int) -> MountRecord | None:
         record = MountRecord(**known)
         if not _is_sound(record, uid):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return record
 

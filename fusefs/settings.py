@@ -6,6 +6,7 @@ from a file or the environment, so a daemon started again is told the same as th
 """
 
 import json
+import re
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from metadata.units import CACHE_BYTES_DEFAULT
 NO_FD = -1
 LISTEN_DEFAULT = "127.0.0.1:0"
 """The nodes of one machine find each other; no other machine gets in."""
+_PORT = re.compile("[0-9]{1,5}")
 _EVERYWHERE = ("", "0.0.0.0", "::", "*")
 
 
@@ -38,7 +40,7 @@ class _Settings:
         """
         try:
             values = json.loads(text)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise InvalidRequest(f"settings are not JSON: {problem}") from problem
         names = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING}
@@ -143,6 +145,6 @@ def parse_listen(text: str) -> tuple[str, int]:
         port = rest[1:] if rest.startswith(":") else "x" if rest else "0"
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    if host in _EVERYWHERE or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+    if host in _EVERYWHERE or not _PORT.fullmatch(port) or int(port) > 65535:
         raise InvalidRequest(f"listen on HOST or HOST:PORT, the address that other nodes call, not {text!r}")
     return host, int(port)

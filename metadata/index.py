@@ -275,12 +275,7 @@ class Index:
     def state(self, vdisk: int) -> VdiskState | None:
         """How far this vdisk is applied; None if the index knows nothing of it."""
         data = self._get(vdisk_key(vdisk))
-        if data is None:
-            return None
-        try:
-            return VdiskState(**msgpack.unpackb(data))
-        except (TypeError, ValueError, msgpack.UnpackException) as exc:
-            raise IndexDamaged(f"the snapshot index holds a damaged state vdisk={vdisk}") from exc
+        return None if data is None else decode_state(data, vdisk)
 
     def apply(self, batch: IndexBatch) -> None:
         """Makes one commit visible, atomically."""
@@ -529,6 +524,18 @@ def _parse_row_key(key: bytes) -> tuple[bytes, int, int, int]:
         return b"", 0, 0, 0
     kind, vdisk, vblock, inverted = _ROW_KEY.unpack(key)
     return kind, vdisk, vblock, inverted
+
+
+def decode_state(data: bytes, vdisk: int) -> VdiskState:
+    """A vdisk's state as the index has it.
+
+    Raises:
+        IndexDamaged: it is none.
+    """
+    try:
+        return VdiskState(**msgpack.unpackb(data))
+    except (TypeError, ValueError, msgpack.UnpackException) as exc:
+        raise IndexDamaged(f"the snapshot index holds a damaged state vdisk={vdisk}") from exc
 
 
 def _decode_row(data: bytes) -> "array[int]":

@@ -279,7 +279,7 @@ def _file_credentials() -> dict[str, str]:
     parser = configparser.RawConfigParser()
     try:
         parser.read(path)
-    except configparser.Error as exc:
+    except (configparser.Error, ValueError) as exc:
         raise InvalidRequest(f"the credentials file cannot be read file={path}") from exc
     profile = os.environ.get("AWS_PROFILE", "default")
     names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key",

@@ -4,6 +4,7 @@ An object is called POSITION-COUNT, in hex: so many blocks from that position on
 each, whoever uploads them and however often (replication/object_groups.py), so objects may overlap: any will do.
 """
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -14,6 +15,7 @@ MERGED_BLOCKS_MAX = (36 << 20) // BLOCK_BYTES
 """A group of 64 MiB and the records that may go beyond make two objects."""
 OPEN_SPANS_MAX = 48
 """An open group may have so many objects before any are merged."""
+_SPAN_NAME = re.compile(r"([0-9a-f]{5})-([0-9a-f]{5})")
 _FAN = 16
 """So many neighbours of about one size become one: each block is copied once for each power of this."""
 
@@ -45,13 +47,8 @@ def span_name(span: Span) -> str:
 
 def parse_span(name: str) -> Span | None:
     """The blocks that an object of this name holds; None if it is no such name."""
-    first, _, count = name.partition("-")
-    if len(first) != 5 or len(count) != 5:
-        return None
-    try:
-        return Span(int(first, 16), int(count, 16))
-    except ValueError:
-        return None
+    match = _SPAN_NAME.fullmatch(name)
+    return Span(int(match[1], 16), int(match[2], 16)) if match else None
 
 
 class Ranges:

@@ -368,7 +368,7 @@ def open_pool(path: str) -> DirectoryPool:
         raise NotFound(f"no pool here: make one with 'vdiskfs format {path}'") from exc
     except PermissionError as exc:
         raise InvalidRequest(f"no permission to read this pool path={path}") from exc
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise Corrupt(f"the pool's marker file is damaged file={marker}") from exc
     except OSError as exc:
         raise pool_error(exc, f"opening {marker}") from exc

@@ -318,11 +318,11 @@ def read_marker(url: str, *, store: Store | None = None) -> dict[str, object]:
             raise InvalidRequest(
                 f"the pool is of format {facts['format']}, this vdiskfs reads format {FORMAT} url={url}"
             )
-        int(facts["salt"], 16)
+        str(facts["pool"]), int(facts["salt"], 16)
         return dict(facts)
     except NotFound as exc:
         raise NotFound(f"no pool here: make one with 'vdiskfs format {url}': {exc}") from exc
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise Corrupt(f"the pool's marker object is damaged url={url}") from exc
 
 

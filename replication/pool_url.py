@@ -23,7 +23,10 @@ def canonical_url(url: str, *, options: Iterable[tuple[str, str]] = ()) -> str:
     Raises:
         InvalidRequest: it is none of ours, has an option that is unknown, or a secret.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:
+        raise InvalidRequest(f"not the address of an object store: {exc}") from exc
     if parts.scheme not in SCHEMES or not (parts.netloc or parts.scheme in ("file", "memory")):
         raise InvalidRequest(
             f"not the address of an object store, like s3://bucket/prefix: {parts.scheme}://..."

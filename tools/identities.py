@@ -69,7 +69,7 @@ def read_notes(path: str) -> dict[int, tuple[Identity, ...]]:
         if problem.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     notes: dict[int, tuple[Identity, ...]] = {}
     with contextlib.suppress(TypeError, ValueError, AttributeError):
