@@ -6,6 +6,7 @@
 #   make check      format, lint, types, tests: the one gate, what CI runs
 #   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
 #   make fuzz       random operations, in the core and through the kernel, against a model; properties   SECONDS=60
+#   make fuzz-bytes what is parsed, under atheris where that installs, else at random    MINUTES=10 TARGET=records
 #   make simulate   several nodes over a lossy network, clock and catalog   SEEDS=1-500; MUTANT=all: the seeds that find planted bugs
 #   make powercut   states in which unsynced writes are lost or torn               ROUNDS=500
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
@@ -21,7 +22,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test test-s3 check format lint types bench fuzz simulate powercut crash survive wheel bare clean install install-run install-test install-s3
+.PHONY: demo test test-s3 check format lint types bench fuzz fuzz-bytes simulate powercut crash survive wheel bare clean install install-run install-test install-s3
 
 install-run install-test install-s3:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -52,6 +53,12 @@ bench: install-test
 fuzz: SECONDS ?= 60
 fuzz: install-test
 	$(PY) -m pytest $(LONG) --seconds=$(SECONDS) --hypothesis-profile=long $(FUZZED) $(ARGS)
+
+fuzz-bytes: MINUTES ?= 10
+fuzz-bytes: install-test
+	@$(PY) -c "import atheris" 2>/dev/null || $(PY) -m pip install --quiet --only-binary atheris --editable ".[fuzz]" || \
+		echo "atheris does not install here: inputs at random, not guided by coverage"
+	$(PY) -m tests.fuzzing.driver --minutes=$(MINUTES) $(addprefix --target=,$(TARGET)) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 simulate: SEEDS ?= 1-500
 simulate: install-test
