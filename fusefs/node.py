@@ -50,6 +50,7 @@ from fusefs.settings import NO_FD, NodeSettings
 from fusefs.snapshot_tree import SnapshotTree
 from fusefs.start_times import StartTimes
 from fusefs.trash import Trash, read_keep_s
+from metadata.durability import flushes_here
 from metadata.errors import Corrupt, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.index import Index
@@ -136,6 +137,7 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         store = await stack.enter_async_context(
             NamespaceStore(catalog, has_company=workspace.has_others, announce=announce)
         )
+        pool.flush_here(functools.partial(flushes_here, store.namespace))
         times.note("names")
         vdisks = Vdisks(workspace, start_over=_start_over(index.path))
         if vdisks.company is not None:

@@ -168,12 +168,19 @@ class _Draft:
         self._compares[name_key(entry.parent, entry.name)] = revision
 
 
-def plan_root(uid: int, gid: int, *, now_ns: int, settings: Mapping[str, int] | None = None) -> Change:
-    """The first change of all: an empty root directory, and the pool's settings.
+def plan_root(
+    uid: int,
+    gid: int,
+    *,
+    now_ns: int,
+    settings: Mapping[str, int] | None = None,
+    xattrs: tuple[tuple[bytes, bytes], ...] = (),
+) -> Change:
+    """The first change of all: an empty root directory with these attributes, and the pool's settings.
 
     Conflicts, when carried out, if there is one.
     """
-    root = Inode(Kind.DIRECTORY, 0o755, uid, gid, now_ns, now_ns, now_ns)
+    root = Inode(Kind.DIRECTORY, 0o755, uid, gid, now_ns, now_ns, now_ns, xattrs=xattrs)
     return Change(
         compares=((inode_key(ROOT_ID), 0), (NEXT_ID_KEY, 0)),
         puts=(

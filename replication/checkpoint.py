@@ -10,6 +10,7 @@ import os
 
 from metadata.errors import VdiskfsError
 from replication.head import Head
+from replication.lag import reach_pool
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ async def checkpoint(head: Head) -> bool:
                 os.unlink(path)
 
     try:
+        await reach_pool(head)
         async with head.checkpoint_lock:
             await space.wait_for(export)
     except VdiskfsError as exc:

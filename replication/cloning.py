@@ -11,6 +11,7 @@ from replication.commit import flush
 from replication.head import Head
 from replication.head_read import read
 from replication.head_write import adopt_range, truncate, write
+from replication.lag import reach_pool
 from replication.ownership import adopt
 from replication.vdisks import Vdisks
 from replication.view import View
@@ -93,6 +94,8 @@ async def _make_child(vdisks: Vdisks, source: Head | View, target: Head) -> int 
                 # No await since the look at the source: its next commit leaves these rows alone.
                 source.keep(version)
             with vdisks.pinned(*parent):
+                if isinstance(source, Head):
+                    await reach_pool(source)
                 await _adopt(vdisks, target, parent=parent, overlap=overlap)
             return size
     return None

@@ -9,6 +9,7 @@ from metadata.ids import PARENT, POSITION_BITS, Version, epoch_of
 from metadata.journal_entries import JournalEntry
 from replication.commit import flush, start_running
 from replication.head import Head
+from replication.lag import reach_pool
 from replication.ownership import VdiskFacts
 
 VERSIONS_SKIPPED = 1000
@@ -36,6 +37,7 @@ async def begin(head: Head) -> None:
         await start_running(head)
     head.change_no += 1
     await flush(head)
+    await reach_pool(head)
 
 
 def of_this_epoch(entries: list[JournalEntry], facts: VdiskFacts) -> list[JournalEntry]:

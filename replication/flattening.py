@@ -20,6 +20,7 @@ from replication.commit import flush
 from replication.head import Head
 from replication.head_read import Run, load_rows, plan_runs, read_plan
 from replication.head_write import ready
+from replication.lag import reach_pool
 from replication.ownership import update_record
 from replication.vdisks import Vdisks
 
@@ -42,6 +43,7 @@ async def flatten(vdisks: Vdisks, vdisk: VdiskId, progress: Progress) -> None:
                 await _copy_all(head, progress)
                 border = _detach(head)
                 await flush(head)
+                await reach_pool(head)
                 await _leave_parent(vdisks, head, border)
     finally:
         vdisks.flattening.discard(vdisk)

@@ -20,6 +20,7 @@ from replication.cluster import Answer, Links
 from replication.commit import commit_light, note_sync
 from replication.handles import Handles
 from replication.head import Head
+from replication.lag import reach_pool
 
 Arguments = Mapping[str, Any]
 DropPages = Callable[[int, int, int], Awaitable[None]]
@@ -170,6 +171,7 @@ class Forwarding:
         if deed in FLUSHING:
             note_sync(head)  # room that is written beforehand makes each of these commits cheaper
             await commit_light(head, node=node)
+            await reach_pool(head)  # what others write is no worse off than without durability ``node``
         return facts_of(head), answer
 
     async def _head_of(self, vdisk: VdiskId, *, epoch: int) -> Head:

@@ -20,6 +20,7 @@ from metadata.index import VdiskState
 from replication.checkpoint import checkpoint
 from replication.commit import flush, start_running
 from replication.head import Head
+from replication.lag import reach_pool
 from replication.ownership import Floor, read_facts, set_floor
 from replication.pool import GroupFile
 
@@ -50,6 +51,7 @@ async def settle(head: Head) -> Settled:
     floor = (await read_facts(space.catalog, head.vdisk)).floor
     number = 1 + max(floor.collected, head.collected)
     state = await _number_state(head, number)
+    await reach_pool(head)
     await space.wait_for(space.index.flush)
     if not await checkpoint(head):
         raise Unavailable(f"nothing is deleted without a checkpoint vdisk={head.vdisk}")

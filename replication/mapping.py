@@ -42,6 +42,7 @@ async def describe(vdisks: Vdisks, vdisk: int) -> dict[str, Any]:
         "open_handles": vdisks.handle_count(vdisk),
         "dirty_bytes": head.log.pending.data_bytes(),
         "directory": space.pool.vdisk_path(vdisk),
+        **space.pool.lag_facts(vdisk),
     }
 
 

@@ -19,6 +19,7 @@ from metadata.errors import NotFound, Unavailable
 from replication.commit import announce_end, begin_held, can_begin_held, prepare_held
 from replication.family import Family
 from replication.head import Head
+from replication.lag import reach_pool
 
 _TRIES = 4
 """Commits that fail in a row: the pool or the index does not take them."""
@@ -49,6 +50,12 @@ async def take_moments(heads: Sequence[Head], family: Family) -> list[Moment]:
     for _ in range(_TRIES):
         moments, failure = await _try(heads, family)
         if failure is None:
+            try:
+                for head in heads:
+                    await reach_pool(head)
+            except BaseException:
+                unpin_moments(moments, family)
+                raise
             return moments
     assert failure is not None
     raise failure

@@ -7,6 +7,7 @@ from metadata.units import BLOCK_BYTES
 from replication.object_groups import AHEAD_BLOCKS_MAX, AHEAD_BLOCKS_MIN, ObjectGroup
 from replication.pool import GroupFile, pool_error
 
+_ZEROS = bytes(1 << 20)
 _NEAR_BLOCKS = 512
 """Requests of a stream arrive in nearly their order."""
 
@@ -68,15 +69,25 @@ class ObjectGroupFile(GroupFile):
         self.shared.note_written(position + sum(map(len, blocks)) // BLOCK_BYTES)
 
     def sync(self) -> None:
-        self.shared.sync()
+        if not self.shared.flushes_here:
+            self.shared.sync()
+            return
+        end = self.shared.written_end
+        GroupFile.sync(self)
+        self.shared.note_durable(end)
 
     def preallocate(self, end: int, *, written: bool = False) -> None:
-        """Reserves blocks of the local disk; zeros would make a sync no quicker."""
+        """Reserves blocks of the local disk; zeros make a sync quicker only if it is that disk's."""
+        start = self.allocated_blocks
         try:
             GroupFile.preallocate(self, end)
         except NoSpace:
             self.shared.space.cache.shrink(0)
             GroupFile.preallocate(self, end)
+        if written and end > start and self.shared.flushes_here:
+            for position in range(start, end, len(_ZEROS) // BLOCK_BYTES):
+                GroupFile.write(self, _ZEROS[: (end - position) * BLOCK_BYTES], position)
+            GroupFile.sync(self)
 
     def trim(self, end: int) -> None:
         """Gives back what is preallocated; nothing behind ``end`` was stored, and nothing more is appended for now."""

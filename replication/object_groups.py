@@ -18,25 +18,23 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from xxhash import xxh3_64_intdigest
-
-from metadata.errors import Exists, Fenced, NotFound, Unavailable, VdiskfsError
-from metadata.ids import epoch_of, number_of
+from metadata.errors import NotFound, Unavailable, VdiskfsError
+from metadata.ids import epoch_of, is_compacted, number_of
 from metadata.units import BLOCK_BYTES
 from replication.extent_cache import ExtentCache
 from replication.local_files import data_ranges, punch_hole
+from replication.object_lag import Trails
+from replication.object_sending import short_parts, upload
 from replication.object_store import RetryingStore
 from replication.object_tables import OPEN_SPANS_MAX, ObjectTable, Ranges, Span, parse_span, span_name
 from replication.pool import pool_error
 
 log = logging.getLogger(__name__)
 
-PART_BLOCKS = 2048
-"""What is longer goes up as several objects of 8 MiB at once."""
 FETCH_BLOCKS = 256
 """One request asks for 1 MiB at most: a stream has many under way."""
 GRAIN_BLOCKS = 32
@@ -58,6 +56,7 @@ class ObjectSpace:
     fetchers: ThreadPoolExecutor
     senders: ThreadPoolExecutor
     wants_merging: Callable[["ObjectGroup"], None]
+    trails: Trails
     fetched_bytes: int = 0
     renewed_blocks: int = 0
     uncached_bytes: int = 0
@@ -94,6 +93,8 @@ class ObjectGroup:
     counts_staged: bool = False
     written_end: int = 0
     uploaded_end: int = 0
+    durable_end: int = 0
+    """The local disk has it for certain."""
     table: ObjectTable | None = None
     digests: dict[Span, int] = field(default_factory=dict)
     """Of objects that this process put: what is still here can be told to be that."""
@@ -468,22 +469,45 @@ class ObjectGroup:
         """
         if not self.is_mine and not (self.is_staged and self.counts_staged):
             return
+        if not is_compacted(self.group):
+            self.space.trails.settle(self.vdisk)
+        if not self.is_mine and not self.is_gone:
+            self._find_staged()
+        self.send(self.written_end)
+
+    @property
+    def flushes_here(self) -> bool:
+        """Whether a flush need not wait for the pool."""
+        return self.is_mine and not is_compacted(self.group) and self.space.trails.flushes_here(self.vdisk)
+
+    def note_durable(self, end: int) -> None:
+        """Blocks up to ``end`` are durable here; the pool follows. Returns when a flush may be acknowledged."""
+        with self.lock:
+            start, self.durable_end = max(self.durable_end, self.uploaded_end), max(self.durable_end, end)
+        if end > start and not self.is_gone:
+            self.space.trails.of(self.vdisk).add(self, end, blocks=end - start)
+
+    def send(self, end: int) -> None:
+        """Returns when the pool has all blocks before ``end``; what another process left goes up in order.
+
+        Raises:
+            Unavailable, Fenced: as ``sync``.
+        """
         with self.syncing:
             if self.is_gone:
                 return
-            if not self.is_mine:
-                self._find_staged()
             with self.lock:
                 assert self.table is not None
-                start, end = self.uploaded_end, self.written_end
+                start = self.uploaded_end
                 parts = self.table.covered.missing(start, end)
-            self.upload(parts)
+            for some in [parts] if self.is_mine else [[part] for part in short_parts(parts)]:
+                upload(self, some)
             with self.lock:
-                self.uploaded_end = end
+                self.uploaded_end = max(start, end)
                 self.cached.add(start, end)
                 if self.is_mine:
                     self.sure.add(start, end)
-                many = len(self.table.spans) > OPEN_SPANS_MAX
+                many = len(self.table.spans) > OPEN_SPANS_MAX or not self.is_open
         self.space.cache.note_stored(self, start, end)
         if many:
             self.space.wants_merging(self)
@@ -504,42 +528,6 @@ class ObjectGroup:
                     return
         finally:
             os.close(fd)
-
-    def upload(self, parts: list[tuple[int, int]]) -> None:
-        """Puts blocks of the local file into the pool, several objects at once."""
-        spans = [
-            Span(at, min(PART_BLOCKS, high - at))
-            for low, high in parts
-            for at in range(low, high, PART_BLOCKS)
-        ]
-        if not spans:
-            return
-        try:
-            if len(spans) == 1:
-                self._put(spans[0])
-                return
-            futures: list[Future[None]] = [self.space.senders.submit(self._put, span) for span in spans]
-            errors = [future.exception() for future in futures]
-            error = next((error for error in errors if error is not None), None)
-            if error is not None:
-                raise error
-        except Exists as exc:
-            self.is_doubtful = True
-            log.error("another process stored something else under this node's name: %s", exc)
-            raise Fenced(f"another process writes under this node's name: {exc}") from exc
-        except RuntimeError as exc:
-            raise Unavailable("the pool is closed") from exc
-        except VdiskfsError:
-            self.is_doubtful = True
-            raise
-
-    def _put(self, span: Span) -> None:
-        data = self.local_bytes(span)
-        self.space.store.put_new(self.key(span), data)
-        with self.lock:
-            assert self.table is not None
-            self.table.add([span])
-            self.digests[span] = xxh3_64_intdigest(data)
 
     def local_bytes(self, span: Span) -> bytes:
         """What the local file has there."""
@@ -570,6 +558,29 @@ class ObjectGroup:
                 return False
             self.is_open = True
             return True
+
+    def count_unsent(self) -> int:
+        """Blocks that this process flushed here, or an earlier one appended, and that are not in the pool.
+
+        Raises:
+            NotFound, Unavailable: the pool does not say.
+        """
+        if self.is_mine:
+            return max(0, self.durable_end - self.uploaded_end)
+        self._find_staged()
+        with self.lock:
+            assert self.table is not None
+            return sum(high - low for low, high in self.table.covered.missing(0, self.written_end))
+
+    def put_aside(self) -> str:
+        """Nobody appends here, or counts what was; returns the name under which it is kept."""
+        with self.lock:
+            self.is_gone = True
+        self.space.cache.forget(self)
+        aside = self._stem + ".refused"
+        with suppress(OSError):
+            os.rename(self.path, aside)
+        return aside
 
     def remove_local(self) -> None:
         """The group is gone, or is no use."""

@@ -13,7 +13,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from metadata.errors import NoSpace, NotFound, Unavailable, VdiskfsError
@@ -282,6 +282,50 @@ class Pool(ABC):
         Raises:
             NoSpace: they would take what collection needs.
         """
+
+    def flush_here(self, is_local: Callable[[int], bool]) -> None:
+        """Flushes of vdisks that this says of return when the node's own disk has it, where the pool is elsewhere.
+
+        Args:
+            is_local: called from any thread.
+        """
+        return
+
+    def may_lag(self, vdisk: int) -> bool:
+        """Whether the pool may lack what was flushed here, before ``settle``."""
+        return False
+
+    def has_flushed_here(self, vdisk: int) -> bool:
+        """Whether this process has acknowledged flushes of the vdisk before the pool had them."""
+        return False
+
+    def was_refused(self, vdisk: int) -> bool:
+        """Whether something flushed here never came into the pool, though the index may know it."""
+        return False
+
+    def settle(self, vdisk: int) -> None:
+        """Returns when the pool has all that was flushed before.
+
+        Raises:
+            Fenced, Unavailable: it has not.
+        """
+        return
+
+    def note_followed(self, vdisk: int, followed: bool) -> None:
+        """Whether other nodes are told of each version: from now on a flush returns when the pool has it."""
+        return
+
+    def left_behind(self) -> list[int]:
+        """Vdisks of which an earlier daemon flushed what the pool may lack."""
+        return []
+
+    def refuse(self, vdisk: int) -> None:
+        """Another node has taken the vdisk over: what the pool lacks is kept aside, and told to the administrator."""
+        return
+
+    def lag_facts(self, vdisk: int) -> dict[str, object]:
+        """What ``info`` shows of how far the pool is behind."""
+        return {}
 
     def warm(self, vdisk: int, group: int, start: int, end: int) -> None:
         """Has the cache hold these blocks, if there is one and it takes them."""

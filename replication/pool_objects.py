@@ -12,22 +12,34 @@ uploads therefore lands in groups of its own epoch, and the log of the epochs af
 """
 
 import json
+import logging
 import os
 import pathlib
 import re
 import secrets
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from metadata.errors import Corrupt, Exists, InvalidRequest, NoSpace, NotFound, Unavailable, VdiskfsError
+from metadata.errors import (
+    Corrupt,
+    Exists,
+    Fenced,
+    InvalidRequest,
+    NoSpace,
+    NotFound,
+    Unavailable,
+    VdiskfsError,
+)
 from metadata.ids import GroupId, epoch_of, group_id, is_compacted, number_of
 from metadata.records import group_seed
 from metadata.units import BLOCK_BYTES, CACHE_BYTES_DEFAULT
 from replication.extent_cache import ExtentCache
 from replication.object_files import ObjectGroupFile
 from replication.object_groups import ObjectGroup, ObjectSpace, vdisk_prefix
+from replication.object_lag import BEHIND, Trails, sync_folder
 from replication.object_merging import Merger
 from replication.object_store import CALLS_MAX, RetryingStore, Store, connect
 from replication.object_tables import ObjectTable, Span, parse_span, span_name
@@ -35,12 +47,15 @@ from replication.pool import GroupFile, Pool, pool_error
 from replication.pool_checkpoints import pack_checkpoint, unpack_checkpoint
 from replication.pool_url import canonical_url
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 MARKER = "vdiskfs.pool"
 SPARE_BYTES = 256 << 20
 """Guests leave so much of the state directory's disk free: index and journal live there too."""
 _BEGUN = span_name(Span(0, 0))
 _GROUP_NAME = re.compile(r"([0-9a-f]{6})-([0-9a-f]{7})")
+_LOCAL_NAME = re.compile(_GROUP_NAME.pattern + r"\.(staged|cache)")
 _CHECKPOINT_NAME = re.compile(r"([0-9a-f]{16})\.checkpoint")
 _ROOM_BYTES = 1 << 50
 """What a file system of it shows as free: object stores are never full."""
@@ -64,7 +79,7 @@ class ObjectPool(Pool):
         super().__init__(url, pool_id=pool_id, salt=salt)
         self.store, self.folder = store, folder
         self.cache, self.cache_limit_bytes = ExtentCache(cache_bytes), cache_bytes
-        self.merger = Merger()
+        self.merger, self.trails = Merger(), Trails(folder)
         self._groups: dict[tuple[int, int], ObjectGroup] = {}
         self._lock = threading.Lock()
         self.space = ObjectSpace(
@@ -74,6 +89,7 @@ class ObjectPool(Pool):
             ThreadPoolExecutor(CALLS_MAX, "fetch"),
             ThreadPoolExecutor(CALLS_MAX, "send"),
             self.merger.ask,
+            self.trails,
         )
 
     def lock(self, node: str) -> None:
@@ -82,7 +98,9 @@ class ObjectPool(Pool):
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             for folder in os.scandir(self.folder):
                 for name in os.listdir(folder.path):
-                    match = _GROUP_NAME.match(name)
+                    match = _LOCAL_NAME.fullmatch(name)
+                    if name == BEHIND:
+                        self.trails.left_behind.add(int(folder.name, 16))
                     if match:
                         self._note_kept(int(folder.name, 16), group_id(int(match[1], 16), int(match[2], 16)))
         except OSError as exc:
@@ -154,6 +172,7 @@ class ObjectPool(Pool):
         try:
             os.makedirs(os.path.dirname(made.path), mode=0o700, exist_ok=True)
             fd = os.open(made.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            sync_folder(os.path.dirname(made.path))
         except OSError as exc:
             raise pool_error(exc, f"creating {made.path}") from exc
         file = self.file(vdisk, group)
@@ -166,15 +185,73 @@ class ObjectPool(Pool):
 
     def count_staged(self, vdisk: int) -> None:
         """The vdisk is this node's: what an earlier process of it appended, and the pool has not, counts."""
-        folder = os.path.join(self.folder, f"{vdisk:016x}")
+        staged = [self.group(vdisk, group) for group in self._staged(vdisk)]
+        for shared in staged:
+            if not shared.counts_staged and not shared.is_mine:
+                shared.counts_staged = True
+                self.merger.ask(shared)  # the daemon before may not have come to it
+        if vdisk in self.trails.left_behind:
+            for shared in staged:
+                if not shared.is_mine and not is_compacted(shared.group):
+                    with suppress(NotFound):  # collected since
+                        shared.sync()  # in the log's order
+            self.trails.note_sent(vdisk)
+
+    def _staged(self, vdisk: int) -> list[GroupId]:
+        """Groups of which there is a local file of what this node appended, sorted."""
         with suppress(FileNotFoundError):
-            for name in os.listdir(folder):
-                match = _GROUP_NAME.match(name)
-                if match and name.endswith(".staged"):
-                    shared = self.group(vdisk, group_id(int(match[1], 16), int(match[2], 16)))
-                    if not shared.counts_staged and not shared.is_mine:
-                        shared.counts_staged = True
-                        self.merger.ask(shared)  # the daemon before may not have come to it
+            names = os.listdir(self.trails.folder_of(vdisk))
+            matches = [_LOCAL_NAME.fullmatch(name) for name in names if name.endswith(".staged")]
+            return sorted(group_id(int(match[1], 16), int(match[2], 16)) for match in matches if match)
+        return []
+
+    # ---- what the pool lacks of what was flushed here
+
+    def flush_here(self, is_local: Callable[[int], bool]) -> None:
+        self.trails.is_local = is_local
+
+    def may_lag(self, vdisk: int) -> bool:
+        return self.trails.may_lag(vdisk)
+
+    def has_flushed_here(self, vdisk: int) -> bool:
+        return self.trails.has(vdisk)
+
+    def was_refused(self, vdisk: int) -> bool:
+        return vdisk in self.trails.refused
+
+    def settle(self, vdisk: int) -> None:
+        self.trails.settle(vdisk)
+
+    def note_followed(self, vdisk: int, followed: bool) -> None:
+        (self.trails.followed.add if followed else self.trails.followed.discard)(vdisk)
+
+    def left_behind(self) -> list[int]:
+        return sorted(self.trails.left_behind)
+
+    def lag_facts(self, vdisk: int) -> dict[str, object]:
+        lag, local = self.trails.lag(vdisk), self.trails.is_local(vdisk)
+        facts: dict[str, object] = {"durability": "node" if local else "pool"}
+        return facts | {"lag_bytes": lag.bytes, "lag_s": lag.seconds, "lag_commits": lag.commits}
+
+    def refuse(self, vdisk: int) -> None:
+        why = Fenced(f"another node took the vdisk over vdisk={vdisk}")
+        lag, aside, lacking = self.trails.drop(vdisk, why), [], 0
+        for group in self._staged(vdisk):
+            shared = self.group(vdisk, group)
+            blocks = 0 if is_compacted(group) else shared.count_unsent()
+            if blocks:
+                lacking += blocks
+                aside.append(shared.put_aside())
+                with self._lock:
+                    self._groups.pop((vdisk, group), None)
+        self.trails.note_sent(vdisk)
+        self.trails.refused.add(vdisk)
+        if aside:
+            log.error(
+                "another node took the vdisk over before the pool had all that was flushed here: that is void, and "
+                "kept aside vdisk=%d bytes=%d flushes=%s files=%s",
+                vdisk, lacking * BLOCK_BYTES, lag.commits or "?", " ".join(aside),
+            )  # fmt: skip
 
     def remove_group(self, vdisk: int, group: int) -> None:
         shared = self.group(vdisk, group)
@@ -187,6 +264,7 @@ class ObjectPool(Pool):
             self._groups.pop((vdisk, group), None)
 
     def remove_vdisk(self, vdisk: int) -> None:
+        self.trails.drop(vdisk, NotFound(f"the vdisk is deleted vdisk={vdisk}"))
         with suppress(Unavailable):
             for group in self.groups(vdisk):
                 self.remove_group(vdisk, group)
@@ -273,11 +351,13 @@ class ObjectPool(Pool):
             "store_requests": self.store.requests,
             "store_retries": self.store.retries,
             "store_merged_objects": self.merger.merged_objects,
+            **self.trails.facts(),
         }
 
     def close(self) -> None:
         super().close()
         self.store.close()  # a merge that the store keeps waiting gives up
+        self.trails.close()
         self.merger.close()
         self.space.fetchers.shutdown(cancel_futures=True)
         self.space.senders.shutdown()

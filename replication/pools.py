@@ -9,6 +9,7 @@ import secrets
 import time
 from contextlib import suppress
 
+from metadata.durability import ATTRIBUTE
 from metadata.errors import Exists, InvalidRequest, NotFound, VdiskfsError
 from metadata.etcd_address import parse_etcd_address
 from metadata.namespace_plans import plan_root
@@ -51,19 +52,26 @@ def open_pool(where: str, *, state: str = "", cache_bytes: int = CACHE_BYTES_DEF
     return open_object_pool(where, state=state, cache_bytes=cache_bytes)
 
 
-def format_pool(where: str, *, trash_s: int = TRASH_S_DEFAULT, catalog: str = "") -> Pool:
+def format_pool(
+    where: str, *, trash_s: int = TRASH_S_DEFAULT, catalog: str = "", durability: str = ""
+) -> Pool:
     """Makes a directory, or a bucket or the part of it below a prefix, a pool.
 
     Args:
         where: resolved.
         trash_s: how long deleted vdisks can be restored; 0: not at all.
         catalog: etcd://HOST:PORT,..., or sqlite:PATH, a file of this machine, which an object pool must be told.
+        durability: of its vdisks, where nothing else is said of one (metadata/durability.py); only of an object pool.
 
     Raises:
         Exists: it is a pool already.
         InvalidRequest, Unavailable: it cannot be made, and why.
     """
     if not is_object_url(where):
+        if durability:
+            raise InvalidRequest(
+                "durability is chosen for pools in object stores: a directory pool is flushed to always"
+            )
         return pool_directory.format_pool(where, trash_s=trash_s, catalog=catalog)
     from replication.pool_objects import format_object_pool, read_marker
 
@@ -78,7 +86,9 @@ def format_pool(where: str, *, trash_s: int = TRASH_S_DEFAULT, catalog: str = ""
         read_marker(where)
         raise Exists(f"this is a pool already: choose another prefix, or delete it first url={where}")
     pool_id = secrets.token_hex(8)
-    root = plan_root(os.getuid(), os.getgid(), now_ns=time.time_ns(), settings={"trash_s": trash_s})
+    said = ((ATTRIBUTE, durability.encode()),) if durability else ()
+    settings = {"trash_s": trash_s}
+    root = plan_root(os.getuid(), os.getgid(), now_ns=time.time_ns(), settings=settings, xattrs=said)
     if address is not None:
         create_catalog("", pool_id, address=address, first=root)
     else:

@@ -20,6 +20,7 @@ from replication.audience import Audience
 from replication.cluster import SESSION_S, SUBSCRIPTION_S, Answer, Links, Membership
 from replication.family import Family
 from replication.head import Head
+from replication.lag import reach_pool
 from replication.log import Commit
 from replication.mirror import Mirror
 from replication.ownership import Owner, Resting, read_facts
@@ -192,6 +193,9 @@ class Publisher:
             audience = Audience(self._links, self._workspace.clock_s, self._nursery, describe)
             self._audiences[vdisk] = audience
         subscriber = audience.add(node, serial)
+        self._workspace.pool.note_followed(
+            vdisk, True
+        )  # commits from now on are in the pool when they are told
         head = self._heads.get(vdisk)
         if head is None and vdisk not in self._resting:
             head = await self._load(VdiskId(vdisk))
@@ -199,6 +203,7 @@ class Publisher:
             head.audience = audience
             if head.commit_done is not None:  # it may have been answered already, and is not noted yet
                 await head.commit_done.wait()
+            await reach_pool(head)
         collected = await self._collected(vdisk)
         # No await from here: what is told here and what is published from now on have no gap between.
         if subscriber.gone:
@@ -283,5 +288,6 @@ class Publisher:
         audience, head = self._audiences.get(vdisk), self._heads.get(vdisk)
         if audience is not None and not audience.subscribers:
             del self._audiences[vdisk]
+            self._workspace.pool.note_followed(vdisk, False)
             if head is not None:
                 head.audience = None

@@ -395,7 +395,8 @@ def go_on(
 ) -> Recovered | None:
     """As ``recover``; None, with nothing changed, if it would have to build the index anew and may not."""
     state = index.state(lineage.vdisk)
-    durable = max(lineage.durable_version, lineage.floor.version, state.version if state else 0)
+    known = 0 if state is None or pool.was_refused(lineage.vdisk) else state.version
+    durable = max(lineage.durable_version, lineage.floor.version, known)
     with LogReader(pool, lineage.vdisk) as reader:
         tail = reader.find_tail(durable_version=durable, known=state)
         found = tail.record.version if tail else 0

@@ -41,6 +41,7 @@ from replication.ownership import Owner, VdiskFacts, find_owner, hand_over, take
 from replication.publisher import Publisher
 from replication.remote import Remote
 from replication.view import View
+from replication.void_tails import VoidTails
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class Transfers:
         self._asking: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
         self._handing: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
         self.deposed = DeposedReaders(holdings, mirror, keep=self._keep_frozen)
+        self.void = VoidTails(holdings.workspace)
         self._strange: set[int] = set()
         """Nobody's vdisks of which heads were loaded here, and which another node has claimed."""
         self._wake = trio.Event()
@@ -234,6 +236,7 @@ class Transfers:
         Raises:
             NotOwner: another node owns the vdisk.
         """
+        await self.void.wait(vdisk)
         if facts.node not in ("", self.node):
             self._mirror.note_owner(vdisk, Owner(facts.node, facts.epoch))
             raise NotOwner(f"another node owns the vdisk vdisk={vdisk} node={facts.node}")
@@ -480,8 +483,10 @@ class Transfers:
         remote = self.remotes.pop(vdisk, None) or self.remote(VdiskId(vdisk))
         self.remotes.pop(vdisk, None)
         remote.fenced = why
-        self.deposed.note(head)
+        if not self._own.workspace.pool.has_flushed_here(vdisk):  # else readers may have seen what is void
+            self.deposed.note(head)
         self._swap(head, remote)
+        self.void.refuse(vdisk)
 
     async def check_owned(self) -> None:
         """After a session was lost: which heads are still this node's."""
@@ -491,6 +496,8 @@ class Transfers:
                 self._note_owner(vdisk, owner)
 
     def _note_owner(self, vdisk: int, owner: Owner | None) -> None:
+        if owner is not None and owner.node != self.node and vdisk not in self._own.heads:
+            self.void.refuse(vdisk)
         head = self._own.heads.get(vdisk)
         if head is None or owner is None or isinstance(head.closed, NotOwner):
             return

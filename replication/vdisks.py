@@ -37,6 +37,7 @@ from replication.head_making import make_head
 from replication.head_write import truncate
 from replication.holdings import Holdings, VdiskStat
 from replication.housekeeping import Housekeeping
+from replication.lag import reach_pool
 from replication.loading import Loading
 from replication.open_views import OpenViews
 from replication.ownership import (
@@ -133,6 +134,7 @@ class Vdisks:
         await self.family.load(self.workspace.catalog)
         if self.company is not None:
             self.company.transfers.begin()
+            await self.company.transfers.void.refuse_left_behind(self.company.mirror.is_owned_here)
         known = {id_in_key(row.key, VDISK_PREFIX) for row in rows}
         self._journaled = await self.workspace.wait_for(self.workspace.journal.replay)
         for vdisk in [vdisk for vdisk in self._journaled if vdisk in known]:
@@ -416,6 +418,7 @@ class Vdisks:
                 if head.is_dirty:
                     return  # written meanwhile
                 await self.workspace.wait_for(head.log.trim)
+                await reach_pool(head)
                 resting = Resting(
                     version=head.log.version,
                     record_place=head.log.record_place,

@@ -148,6 +148,12 @@ def _add_format(verb: AddVerb) -> None:
         "(default: in the directory, for one machine's)",
     )
     added.add_argument(
+        "--durability",
+        choices=("pool", "node"),
+        default="",
+        help="of an object store's vdisks: a flush returns when the store has it (default), or this node's disk",
+    )
+    added.add_argument(
         "--trash",
         type=_duration,
         default=TRASH_S_DEFAULT,
@@ -227,6 +233,19 @@ def _add_vdisk_verbs(verb: AddVerb) -> None:
     added = verb("create", "tools.commands_vdisk:create", "make an empty vdisk")
     added.add_argument("path", metavar="PATH")
     added.add_argument("size", metavar="SIZE", type=_size, help="bytes, or with K, M, G, T (powers of 1024)")
+
+    added.add_argument("--durability", choices=("pool", "node"), default="", help="as 'set' has it")
+
+    added = verb("set", "tools.commands_vdisk:change_settings", "change how a vdisk is kept")
+    added.add_argument(
+        "path", metavar="PATH", help="a vdisk, or the mountpoint for all of which nothing is said"
+    )
+    added.add_argument(
+        "--durability",
+        choices=("pool", "node", "default"),
+        required=True,
+        help="in an object store: a flush returns when the store has it, or when this node's disk has it",
+    )
 
     added = verb("resize", "tools.commands_vdisk:resize", "change a vdisk's size")
     added.add_argument("path", metavar="PATH")

@@ -22,7 +22,9 @@ def format_pool(arguments: argparse.Namespace) -> int:
     from replication import pools
 
     where = pools.resolve_pool(arguments.pool, endpoint=arguments.endpoint)
-    pool = pools.format_pool(where, trash_s=arguments.trash, catalog=arguments.catalog)
+    pool = pools.format_pool(
+        where, trash_s=arguments.trash, catalog=arguments.catalog, durability=arguments.durability
+    )
     sys.stdout.write(f"formatted {pool.url}, pool {pool.pool_id}\n")
     pool.close()
     return 0

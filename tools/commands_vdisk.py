@@ -6,6 +6,7 @@ rm, whose vdisks go to the trash, which the daemon tells the kernel of.
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from fusefs import processes
+from metadata.durability import ATTRIBUTE
 from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
 from tools.asking import ask, check_same_mount
 from tools.paths import Located, locate, locate_snapshot
@@ -25,13 +27,18 @@ VDISK_MODE = 0o600
 
 def create(arguments: argparse.Namespace) -> int:
     """Make an empty vdisk; durable when it returns."""
-    path = locate(arguments.path).path
+    located = locate(arguments.path)
+    path = located.path
+    if arguments.durability:
+        _check_has_choice(located)
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, VDISK_MODE)
     except FileExistsError as problem:
         raise Exists(f"{arguments.path} exists: choose another name, or delete it first") from problem
     try:
         with _about(path):
+            if arguments.durability:
+                os.setxattr(file, ATTRIBUTE, arguments.durability.encode())
             os.ftruncate(file, arguments.size)
             os.fsync(file)
     except BaseException:
@@ -41,6 +48,29 @@ def create(arguments: argparse.Namespace) -> int:
         raise
     os.close(file)
     return 0
+
+
+def change_settings(arguments: argparse.Namespace) -> int:
+    """Change when flushes of a vdisk return, or of all that say nothing of it."""
+    located = locate(arguments.path)
+    _check_has_choice(located)
+    with _about(located.path):
+        if arguments.durability != "default":
+            os.setxattr(located.path, ATTRIBUTE, arguments.durability.encode())
+            return 0
+        try:
+            os.removexattr(located.path, ATTRIBUTE)
+        except OSError as problem:
+            if problem.errno != errno.ENODATA:
+                raise
+    return 0
+
+
+def _check_has_choice(located: Located) -> None:
+    if "lag_bytes" not in ask(located, "status", {}):
+        raise InvalidRequest(
+            "durability is chosen for pools in object stores: a directory pool is flushed to always"
+        )
 
 
 def resize(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from replication import object_groups, object_tables
+from replication import object_groups, object_sending, object_tables
 from replication.object_store import Lost
 from tests.model.test_vdisk_model import shrink
 from tests.model.vdisk_walk import Walk
@@ -39,7 +39,7 @@ class TinyCacheRig(FaultyObjectRig):
 def test_random_operations_over_a_store_that_loses_requests_leave_what_the_model_says(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
-    monkeypatch.setattr(object_groups, "PART_BLOCKS", 16)
+    monkeypatch.setattr(object_sending, "PART_BLOCKS", 16)
     monkeypatch.setattr(Walk, "rig_type", FlakyRig)
     run(lambda: Walk(tmp_path, number).walk(4, 50))
     expect_errors(caplog, "the index lags behind", "blocks that cannot be read stay")
@@ -57,7 +57,7 @@ def test_random_operations_over_objects_leave_what_the_model_says(
     monkeypatch.setattr(object_tables, "OPEN_SPANS_MAX", 6)
     monkeypatch.setattr(object_groups, "OPEN_SPANS_MAX", 6)
     monkeypatch.setattr(object_tables, "_FAN", 3)
-    monkeypatch.setattr(object_groups, "PART_BLOCKS", 16)
+    monkeypatch.setattr(object_sending, "PART_BLOCKS", 16)
     monkeypatch.setattr(Walk, "rig_type", TinyCacheRig if tiny else FaultyObjectRig)
     if tiny:
         shrink(monkeypatch)

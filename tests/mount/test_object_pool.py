@@ -69,6 +69,39 @@ def test_a_pool_of_objects_outlives_daemons_and_nodes(pool: MountedPool, tmp_pat
     pool.umount()
 
 
+def test_a_flush_that_this_node_s_disk_has_outlives_its_daemon(
+    pool: MountedPool, tmp_path: pathlib.Path
+) -> None:
+    pool.run("format", pool.url, "--catalog", f"sqlite:{tmp_path}/catalog", "--durability", "node")
+    mount(pool)
+    path, content = pool.create("disk", "32M"), b""
+    with path.open("r+b", buffering=0) as file:
+        for number in range(20):
+            file.write(os.urandom(20_000))
+            os.fsync(file.fileno())
+            if number == 10:
+                pool.kill_daemon()
+        file.seek(0)
+        content = file.read(20 * 20_000)
+    facts = pool.json("info", path)
+    assert (facts["durability"], set(facts) >= {"lag_bytes", "lag_s", "lag_commits"}) == ("node", True)
+    assert "lag_bytes" in pool.json("status", pool.mountpoint)
+    pool.run("set", path, "--durability", "pool")
+    assert pool.json("info", path)["durability"] == "pool"
+    pool.run("set", path, "--durability", "default")
+    assert pool.json("info", path)["durability"] == "node"
+    pool.run("set", pool.mountpoint, "--durability", "pool")
+    assert pool.json("info", path)["durability"] == "pool"
+    pool.run("create", pool.mountpoint / "other", "1M", "--durability", "node")
+    assert pool.json("info", pool.mountpoint / "other")["durability"] == "node"
+    pool.umount()
+    shutil.rmtree(pool.state)
+    mount(pool, node="there")
+    assert path.read_bytes()[: len(content)] == content
+    pool.run("check", path)
+    pool.umount()
+
+
 def test_what_is_no_pool_or_another_s_is_refused_in_one_line(
     pool: MountedPool, tmp_path: pathlib.Path
 ) -> None:

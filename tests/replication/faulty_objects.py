@@ -7,6 +7,7 @@ import pytest
 from metadata.records import group_seed
 from metadata.units import CACHE_BYTES_DEFAULT
 from replication.object_files import ObjectGroupFile
+from replication.object_lag import Trails
 from replication.object_store import RetryingStore
 from replication.pool import Pool
 from replication.pool_objects import ObjectPool, format_object_pool, open_object_pool
@@ -69,8 +70,15 @@ class FaultyObjectRig(FaultyRig):
         return pool
 
 
-def put_objects_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rigs made from now on have object pools; the nodes of a cluster share one."""
+def put_objects_below(monkeypatch: pytest.MonkeyPatch, *, flush_here: bool = False) -> None:
+    """All rigs made from now on have object pools; the nodes of a cluster share one.
+
+    Args:
+        monkeypatch: ends it.
+        flush_here: with durability ``node`` for all vdisks.
+    """
+    if flush_here:
+        monkeypatch.setattr(Trails, "flushes_here", lambda self, vdisk: vdisk not in self.followed)
     stores: dict[pathlib.Path, StoreInMemory] = {}
 
     def open_shared(rig: NodeRig) -> Pool:

@@ -11,7 +11,7 @@ import trio
 
 from metadata.errors import Corrupt, Exists, Fenced, InvalidRequest, NotFound, Unavailable, VdiskfsError
 from metadata.ids import VdiskId
-from replication import object_groups, object_merging, object_tables
+from replication import object_groups, object_merging, object_sending, object_tables
 from replication.commit import flush
 from replication.head import Head
 from replication.object_store import Lost, RetryingStore
@@ -101,7 +101,7 @@ class TestFlushing:
     def test_much_goes_up_in_parts_and_comes_back_on_a_node_that_knows_nothing(
         self, rig: ObjectRig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(object_groups, "PART_BLOCKS", 64)
+        monkeypatch.setattr(object_sending, "PART_BLOCKS", 64)
 
         async def main() -> None:
             async with rig.node() as vdisks:
@@ -485,7 +485,7 @@ class TestDamage:
     def test_a_lost_object_costs_its_blocks_and_is_told(
         self, rig: ObjectRig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(object_groups, "PART_BLOCKS", 64)
+        monkeypatch.setattr(object_sending, "PART_BLOCKS", 64)
         monkeypatch.setattr(object_merging, "plan_merge", lambda spans, is_sealed: None)
 
         async def main() -> None:

@@ -165,7 +165,7 @@ def test_every_verb_leads_to_a_function() -> None:
     assert sorted(named) == [
         "cache stats", "cache warm", "check", "clone", "cluster init", "cluster join", "cluster ls", "create",
         "diff", "du", "export", "flatten", "format", "gc", "import", "info", "ls", "map", "mount", "owner show",
-        "owner take", "resize", "rm", "scrub",
+        "owner take", "resize", "rm", "scrub", "set",
         "snap create", "snap ls", "snap protect", "snap rename", "snap rm", "snap rollback", "snap unprotect",
         "status", "top", "trash ls", "trash purge", "trash restore", "tree", "umount", "upgrade",
     ]  # fmt: skip

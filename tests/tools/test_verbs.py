@@ -65,6 +65,7 @@ def test_info_du_and_map_show_what_was_written(mounted: MountedPool) -> None:
     assert mounted.json("du", mounted.mountpoint)["total"]["allocated_bytes"] == MIB + 8192
     assert mounted.run("du", mounted.mountpoint).stdout.splitlines()[-1].startswith("total")
     assert "no cache" in mounted.run("cache", "warm", path).stdout
+    assert "directory pool" in failing(mounted, "set", path, "--durability", "node")
     assert "no cache" in mounted.run("cache", "stats", mounted.mountpoint).stdout
     extents = mounted.json("map", path)["extents"]
     assert [(e["kind"], e["offset"], e["length"]) for e in extents] == [
