@@ -8,6 +8,7 @@
 #   make fuzz       random operations, in the core and through the kernel, against a model; properties   SECONDS=60
 #   make fuzz-bytes what is parsed, under atheris where that installs, else at random    MINUTES=10 TARGET=records
 #   make simulate   several nodes over a lossy network, clock and catalog   SEEDS=1-500; MUTANT=all: the seeds that find planted bugs
+#   make mutants    known-bad changes planted one at a time; which tests notice         ARGS="channel"
 #   make powercut   states in which unsynced writes are lost or torn               ROUNDS=500
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
 #   make survive    daemons and keepers die under fio, a guest, random operations; a table of pauses    ROUNDS=200
@@ -22,7 +23,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test test-s3 check format lint types bench fuzz fuzz-bytes simulate powercut crash survive wheel bare clean install install-run install-test install-s3
+.PHONY: demo test test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash survive wheel bare clean install install-run install-test install-s3
 
 install-run install-test install-s3:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -63,6 +64,9 @@ fuzz-bytes: install-test
 simulate: SEEDS ?= 1-500
 simulate: install-test
 	PYTHONHASHSEED=0 $(PY) -m tests.simulation.run $(SEEDS) $(MUTANT)
+
+mutants: install-test
+	$(PY) -m tests.mutants.run $(ARGS)
 
 powercut: ROUNDS ?= 500
 powercut: install-test

@@ -278,6 +278,46 @@ def test_what_is_made_in_a_directory_and_its_removal_exclude_each_other() -> Non
     in_memory(scenario)
 
 
+def reaches_root(store: NamespaceStore, inode: int) -> bool:
+    """Whether an inode has a path; one in a loop has none, however far it is followed."""
+    for _ in range(10):
+        place = store.namespace.place(inode)
+        if place is None:
+            return inode == ROOT_ID
+        inode = place.parent
+    return False
+
+
+def test_two_directories_moved_into_each_other_at_once_tie_no_loop() -> None:
+    async def scenario(catalog: WatchedMemoryCatalog) -> None:
+        async with running(catalog) as here, running(catalog) as there:
+            for round_no in range(10):
+                names = b"one%d" % round_no, b"two%d" % round_no
+                homes = [await create(here, ROOT_ID, b"of " + name, directory=True) for name in names]
+                one, two = [await create(here, home, b"it", directory=True) for home in homes]
+                below = [await create(here, it, b"below", directory=True) for it in (one, two)]
+                await there.catch_up()
+                moves = (here, homes[0], below[1]), (there, homes[1], below[0])
+
+                async def move(store: NamespaceStore, home: int, into: int) -> None:
+                    source, target = Entry(home, b"it"), Entry(into, b"in")
+                    try:
+                        await store.commit(
+                            lambda ns: plan_rename(ns, source, target=target, flags=0, deed=Deed("a", 1))
+                        )
+                    except VdiskfsError:
+                        pass
+
+                async with trio.open_nursery() as nursery:
+                    for what in moves:
+                        nursery.start_soon(move, *what)
+                await here.catch_up()
+                assert reaches_root(here, one)
+                assert reaches_root(here, two)
+
+    in_memory(scenario)
+
+
 def test_ids_are_given_out_once() -> None:
     async def scenario(catalog: WatchedMemoryCatalog) -> None:
         seen: list[int] = []

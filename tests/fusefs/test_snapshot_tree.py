@@ -128,6 +128,9 @@ def test_nothing_in_the_tree_can_be_changed() -> None:
             async with refused(errno.ENODATA):
                 await ops.getxattr(inode, b"user.a", ctx)
             assert ops.set_times_nowait(inode, 1, 1) is None
+        for flags in (os.O_RDWR, os.O_WRONLY, os.O_RDONLY | os.O_TRUNC):
+            async with refused(errno.EROFS):
+                await ops.open(5000, flags, ctx)
         for call in (
             lambda: ops.rmdir(ROOT_ID, TREE, ctx),
             lambda: ops.unlink(ROOT_ID, TREE, ctx),

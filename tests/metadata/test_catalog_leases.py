@@ -36,6 +36,23 @@ def test_leases_go_by_a_clock_that_nobody_sets(path: pathlib.Path) -> None:
     trio.run(main)
 
 
+def test_rows_of_a_lease_that_is_over_are_gone(path: pathlib.Path) -> None:
+    async def main() -> None:
+        now_ns = 10**15
+        catalog = await open_sqlite_catalog(path, clock_ns=lambda: now_ns)
+        lease = await catalog.grant_lease(60)
+        await catalog.transact(Change(puts=((b"session", b""),)), lease=lease)
+        now_ns += 59 * 10**9
+        await catalog.transact(Change(puts=((b"other", b""),)))
+        assert await is_there(catalog, b"session")
+        now_ns += 2 * 10**9
+        await catalog.transact(Change(puts=((b"other", b"2"),)))
+        assert not await is_there(catalog, b"session")
+        await catalog.aclose()
+
+    trio.run(main)
+
+
 def test_no_lease_survives_the_machine_s_restart(path: pathlib.Path) -> None:
     async def main() -> None:
         before = await open_sqlite_catalog(path, clock_ns=lambda: 10**15)

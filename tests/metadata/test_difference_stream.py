@@ -72,6 +72,22 @@ def test_a_byte_altered_anywhere_is_noticed(at: int, change: int) -> None:
         decoded(bytes(stream))
 
 
+def test_what_a_damaged_frame_holds_is_never_said() -> None:
+    encoder = StreamEncoder()
+    before = encoder.header(HEADER) + encoder.data(0, b"good")
+    damaged = bytearray(before + encoder.data(1 << 12, b"also good") + encoder.end())
+    damaged[len(before) + 25] ^= 1
+    events, decoder = list[Event](), StreamDecoder()
+
+    def take() -> None:
+        for event in decoder.feed(bytes(damaged)):
+            events.append(event)  # one by one: what came before the error counts
+
+    with pytest.raises(Corrupt, match="checksum"):
+        take()
+    assert [event.data for event in events if isinstance(event, StreamRange)] == [b"good"]
+
+
 def test_frames_lost_repeated_or_exchanged_are_noticed() -> None:
     encoder = StreamEncoder()
     frames = [encoder.header(HEADER), *(encoder.data(at << 12, b"abcd") for at in range(4)), encoder.end()]

@@ -412,6 +412,24 @@ class TestFamilies:
 
         run(main)
 
+    def test_a_deleted_parent_outlives_the_first_of_two_children(self, rig: Rig) -> None:
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                parent = await create(vdisks, 20, MIB)
+                await write(parent, 0, blocks(*range(10)))
+                wanted = await content(parent)
+                children = [await create(vdisks, 21), await create(vdisks, 22)]
+                for child in children:
+                    await copy(vdisks, parent, child)
+                await delete(vdisks, 20)
+                await delete(vdisks, 21)
+                assert vdisks.workspace.pool.vdisks() == [20, 22]
+                assert await content(children[1]) == wanted
+                await delete(vdisks, 22)
+                assert vdisks.workspace.pool.vdisks() == []
+
+        run(main)
+
     def test_a_corrupt_block_of_the_parent_is_an_error_in_the_child_there_and_nowhere_else(
         self, rig: Rig
     ) -> None:

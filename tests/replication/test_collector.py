@@ -2,7 +2,7 @@
 
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import trio
 
 from metadata.catalog import NEXT_ID_KEY, Change, encode_value
 from metadata.errors import Corrupt, NoSpace, Unavailable
-from metadata.ids import VdiskId
+from metadata.ids import POSITION_BITS, VdiskId
 from replication import collector, compaction, log, log_floor
 from replication.cloning import copy_range
 from replication.collector import Collector
@@ -306,7 +306,10 @@ class TestWhatSomebodyReads:
 
         run(main)
 
-    def test_a_version_kept_while_rows_are_looked_at_loses_nothing(self, faulty: FaultyRig) -> None:
+    @pytest.mark.parametrize("held", ["before", "behind"])
+    def test_a_version_kept_while_rows_are_looked_at_loses_nothing(
+        self, faulty: FaultyRig, held: str
+    ) -> None:
         async def main() -> None:
             async with faulty.node() as vdisks:
                 head = await written_over(vdisks, 20, rounds=2)
@@ -317,7 +320,7 @@ class TestWhatSomebodyReads:
                     found = look(*arguments, **named)
                     trio.from_thread.run_sync(begun.set, trio_token=token)
                     faulty.faults.meet("look", "")
-                    return found
+                    return found if held == "behind" else look(*arguments, **named)
 
                 token = trio.lowlevel.current_trio_token()
                 index.stored_rows = slow_look  # type: ignore[method-assign]
@@ -327,10 +330,58 @@ class TestWhatSomebodyReads:
                     clone = await create(vdisks, 21)
                     await copy_range(vdisks, head, clone, offset=0, to=0, length=MIB)
                     await overwrite(head, 3)
+                    await flush(head)
                 await collect(vdisks)
                 vdisks.workspace.row_cache.shrink(0)
                 assert await content(clone) == after(2)
                 assert await content(head) == after(3)
+
+        run(main)
+
+    def test_groups_stay_while_anybody_who_came_before_has_places_in_hand(self, rig: Rig) -> None:
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                await written_over(vdisks, 20)
+                before, moves, is_done = rig.group_files(20), vdisks.workspace.moves, trio.Event()
+                era = moves._era
+
+                async def collect_all() -> None:
+                    await collect(vdisks)
+                    is_done.set()
+
+                async with trio.open_nursery() as nursery:
+                    with moves.hold():
+                        nursery.start_soon(collect_all)
+                        while moves._era == era and not is_done.is_set():
+                            await trio.lowlevel.checkpoint()
+                        assert set(before) <= set(rig.group_files(20))
+                assert len(rig.group_files(20)) < len(before)
+
+        run(main)
+
+    def test_groups_stay_that_anything_in_memory_names(self, rig: Rig) -> None:
+        class Named:
+            """A reader whose rows are in memory alone."""
+
+            def __init__(self, group: int) -> None:
+                self.places = [group << POSITION_BITS]
+
+            def note_moved(self, vdisk: int, moved: object) -> None: ...
+            def note_replaced(self, vdisk: int) -> None: ...
+            def places_of(self, vdisk: int) -> Iterator[Sequence[int]]:
+                yield self.places
+
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                await written_over(vdisks, 20)
+                pool = vdisks.workspace.pool
+                named = Named(pool.groups(20)[1])
+                vdisks.workspace.moves.readers.add(named)
+                await collect(vdisks)
+                assert pool.groups(20)[0] == named.places[0] >> POSITION_BITS
+                vdisks.workspace.moves.readers.discard(named)
+                await collect(vdisks)
+                assert named.places[0] >> POSITION_BITS not in pool.groups(20)
 
         run(main)
 

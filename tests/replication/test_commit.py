@@ -56,6 +56,35 @@ def test_data_and_record_are_durable_before_the_index_knows_them(faulty: FaultyR
     run(main)
 
 
+def test_of_a_commit_that_spans_two_groups_both_are_durable(
+    faulty: FaultyRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "GROUP_BLOCKS", 16)
+    monkeypatch.setattr(log, "STEP_BLOCKS_MIN", 16)
+
+    async def main() -> None:
+        synced: set[str] = set()
+        meet: Callable[[str, str], None] = faulty.faults.meet
+
+        def noting(what: str, path: str) -> None:
+            if what == "sync":
+                synced.add(path)
+            meet(what, path)
+
+        faulty.faults.meet = noting
+        async with faulty.node() as vdisks:
+            head = await create(vdisks, 20, MIB)
+            for number in range(24):
+                await write(head, number * B, block(number))
+            assert synced == set()
+            await flush(head)
+            files = {str(path) for path in faulty.group_files(20)}
+            assert len(files) == 2
+            assert synced == files
+
+    run(main)
+
+
 def test_flushes_that_come_during_a_commit_share_the_next_one(faulty: FaultyRig) -> None:
     async def main() -> None:
         async with faulty.node() as vdisks:

@@ -24,6 +24,7 @@ from tests.replication.rig import (
     Rig,
     block,
     blocks,
+    close_and_rest,
     content,
     create,
     expect_errors,
@@ -89,6 +90,38 @@ class TestMoving:
                 await sound(vdisks, 20)
                 again = await collect(vdisks)
                 assert (again["moved_bytes"], again["deleted_groups"]) == (0, 0)
+
+        run(main)
+
+    def test_what_is_moved_is_durable_before_the_index_names_it(self, faulty: FaultyRig) -> None:
+        unsynced: set[str] = set()
+        pointed = list[set[str]]()
+        meet: Callable[[str, str], None] = faulty.faults.meet
+
+        def noting(what: str, path: str) -> None:
+            if what == "write":
+                unsynced.add(path)
+            elif what == "sync":
+                unsynced.discard(path)
+            meet(what, path)
+
+        faulty.faults.meet = noting
+
+        async def main() -> None:
+            async with faulty.node() as vdisks:
+                await scattered(vdisks, 20)
+                index = vdisks.workspace.index
+                change_rows = index.change_rows
+
+                def change(vdisk: int, **what: Any) -> None:
+                    if what.get("puts"):
+                        pointed.append(set(unsynced))
+                    change_rows(vdisk, **what)
+
+                index.change_rows = change  # type: ignore[method-assign]
+                await collect(vdisks)
+                assert pointed
+                assert not any(pointed)
 
         run(main)
 
@@ -413,6 +446,26 @@ class TestFailures:
                 with pytest.raises(Corrupt):
                     await read(head, 5 * B, B)
                 assert await read(head, 6 * B, 300 * B) == wanted[6 * B : 306 * B]
+
+        run(main)
+        expect_errors(caplog, "blocks that cannot be read stay")
+
+    def test_a_group_of_which_something_stays_is_there_also_when_nobody_has_its_rows_in_memory(
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                head, _ = await scattered(vdisks, 20)
+                place = head.rows[0][5]
+                await close_and_rest(vdisks, 20)
+                path = vdisks.workspace.pool.group_path(20, place >> 16)
+                with open(path, "r+b") as file:
+                    file.seek((place & 0xFFFF) * B + 17)
+                    file.write(b"damage")
+                assert (await collect(vdisks))["moved_bytes"] > 0
+                assert pathlib.Path(path).exists()
+                with pytest.raises(Corrupt, match="fails its checksum"):
+                    await read(await opened(vdisks, 20), 5 * B, B)
 
         run(main)
         expect_errors(caplog, "blocks that cannot be read stay")

@@ -4,8 +4,12 @@ import os
 import pathlib
 
 import pytest
+import trio
+import trio.testing
 
-from metadata.errors import Fenced, Unavailable
+from metadata.catalog import Change, encode_value, owner_key
+from metadata.catalog_memory import MemoryCatalog
+from metadata.errors import Fenced, Unavailable, VdiskfsError
 from metadata.ids import VdiskId
 from replication import fence
 from replication.commit import flush
@@ -32,6 +36,33 @@ def test_a_commit_in_doubt_counts_if_the_node_still_owns_the_vdisk(cluster: Clus
                 assert await read(head, 0, 4096) == block(number)
             assert a.company is not None
             assert a.company.fence.questions == 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("node", "epoch", "counts"), [("a", 3, True), ("a", 2, False), ("b", 3, False)])
+def test_a_commit_counts_for_the_owner_s_own_epoch_alone(node: str, epoch: int, counts: bool) -> None:
+    async def scenario() -> None:
+        catalog, found, over = MemoryCatalog(), list[VdiskfsError | None](), trio.Event()
+        owner = encode_value({"node": "a", "epoch": 3})
+        await catalog.transact(Change(puts=((owner_key(20), owner),)))
+        deposed: list[int] = []
+
+        def note(error: VdiskfsError | None) -> None:
+            found.append(error)
+            over.set()
+
+        judging = fence.Fence(
+            catalog, node, is_certain=lambda: False, note_deposed=lambda vdisk, _: deposed.append(vdisk)
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(judging.run)
+            judging.ask(20, epoch, note)
+            await over.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert [type(error) for error in found] == [type(None) if counts else Fenced]
+        assert deposed == ([] if counts else [20])
 
     run(scenario)
 

@@ -12,7 +12,7 @@ from metadata.ids import VdiskId
 from replication.cluster import SUBSCRIPTION_S, Answer
 from replication.commit import flush
 from replication.company import Company
-from replication.follower import Newest
+from replication.follower import ASK_S, TRUSTED_S, Newest
 from replication.head import Head
 from replication.publication import SUBSCRIBE, UNSUBSCRIBE
 from replication.vdisks import Vdisks
@@ -80,6 +80,24 @@ def test_a_vdisk_that_nobody_follows_is_told_to_nobody(cluster: ClusterRig) -> N
             await changed(head, 1)
             assert head.audience is None
             assert cluster.switch.calls == []
+
+    run(scenario)
+
+
+def test_a_subscription_is_trusted_from_when_it_was_asked_for(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await changed(await create(a, V), 1)
+            answer_s = ASK_S * 0.9
+            cluster.switch.delay_s = lambda source, target: (
+                answer_s if (source, target) == ("a", "b") else 0.0
+            )
+            await newest(b)
+            assert company_of(b).follower.newest_nowait(V) is not None
+            cluster.switch.cut |= {("a", "b"), ("b", "a")}
+            await passes(TRUSTED_S - answer_s + 0.2)
+            assert company_of(b).follower.newest_nowait(V) is None
 
     run(scenario)
 

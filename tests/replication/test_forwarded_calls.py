@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from metadata.errors import NotOwner
 from metadata.ids import CUT, VdiskId
 from metadata.index import VdiskState
 from metadata.records import call_number
@@ -168,6 +169,26 @@ def test_an_index_built_from_the_log_is_none_the_worse_for_calls(tmp_path: pathl
             assert (head.size, head.own_blocks) == (4 * B, 4)
             assert await get(vdisks, handles_of(vdisks, 20)[0], 0, 4 * B) == blocks(296, 297, 298, 299)
             await sound(vdisks, 20)
+
+    run(scenario)
+
+
+def test_a_call_meant_for_an_owner_of_another_epoch_is_refused(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await create(a, 20, 4 * B)
+            mine, theirs = await writer(a, 20), await writer(b, 20)
+            await put(b, theirs, 0, block(1))
+            head = a.heads[20]
+            assert isinstance(head, Head)
+            asked = {"vdisk": 20, "call": call_number(1, 1), "since": 0, "again": False, "offset": 0}
+            for epoch in (head.log.epoch - 1, head.log.epoch + 1):
+                with pytest.raises(NotOwner):
+                    await cluster.switch.nodes["b"].call(
+                        "a", "remote_write", {**asked, "epoch": epoch}, block(2), deadline_s=1.0
+                    )
+            assert await get(a, mine, 0, B) == block(1)
 
     run(scenario)
 

@@ -28,8 +28,7 @@ from tests.replication.rig import (
     sound,
     write,
 )
-
-MIB = 1 << 20
+from tests.replication.snapshotting import MIB, snap, view_content
 
 
 def test_writes_of_parts_of_one_block_at_the_same_time_all_stay(rig: Rig) -> None:
@@ -175,6 +174,37 @@ class TestTruncate:
                         vdisks.workspace.row_cache.shrink(0)
                     assert head.size == len(model)
                 assert await content(head) == model
+                await sound(vdisks, 20)
+
+        run(main)
+
+    @pytest.mark.parametrize("size", [1, B - 1, B + 5, 3 * B - 1])
+    def test_the_rest_of_the_last_block_does_not_come_back(self, rig: Rig, size: int) -> None:
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                head = await create(vdisks, 20)
+                await write(head, 0, blocks(1, 2, 3, 4))
+                await head_write.truncate(head, size)
+                await head_write.truncate(head, 4 * B)
+                assert await content(head) == blocks(1, 2, 3, 4)[:size].ljust(4 * B, b"\0")
+
+        run(main)
+
+    def test_what_was_cut_off_while_a_snapshot_keeps_it_does_not_come_back(self, rig: Rig) -> None:
+        async def main() -> None:
+            async with rig.node() as vdisks:
+                head = await create(vdisks, 20, 3 * MIB)
+                for vblock in range(3):
+                    await write(head, vblock * MIB, blocks(1, 2, 3))
+                before = await content(head)
+                await snap(vdisks, 20, "before", 100)
+                await head_write.truncate(head, B)
+                await vdisks.flush(20)
+                await head_write.truncate(head, 3 * MIB)
+                await vdisks.flush(20)
+                vdisks.workspace.row_cache.shrink(0)
+                assert await content(head) == block(1).ljust(3 * MIB, b"\0")
+                assert await view_content(vdisks, 100) == before
                 await sound(vdisks, 20)
 
         run(main)

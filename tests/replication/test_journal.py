@@ -196,7 +196,9 @@ def test_any_order_of_appends_and_needs_replays_all_that_is_needed(tmp_path: pat
         if chance.random() < 0.03:
             journal.close()
             journal = opened(tmp_path, capacity=16)
-            found = {e.sequence: e.block_no for entries in journal.replay().values() for e in entries}
+            entries = [entry for of_one in journal.replay().values() for entry in of_one]
+            assert entries == sorted(entries, key=lambda entry: entry.sequence)
+            found = {entry.sequence: entry.block_no for entry in entries}
             assert found == {sequence: n for sequence, n in noted.items() if sequence >= oldest}
         elif journal.room() and chance.random() < 0.7:
             noted[journal.sequence] = step

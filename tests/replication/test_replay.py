@@ -4,7 +4,7 @@ import pytest
 
 from metadata.errors import Unavailable
 from metadata.ids import CUT, HOLE, PARENT, group_id
-from metadata.journal_entries import JournalEntry
+from metadata.journal_entries import ENTRY_BYTES, JournalEntry
 from replication import head_write
 from replication.cloning import copy_range
 from replication.replay import replay, verify_entries
@@ -159,6 +159,36 @@ def test_a_commit_that_failed_and_the_writes_during_it_come_back(faulty: FaultyR
         async with faulty.node() as vdisks:
             head = await opened(vdisks, 20)
             assert (await content(head))[: 6 * B] == blocks(1, 2) + bytes(B) + blocks(3, 4, 5)
+            await sound(vdisks, 20)
+
+    run(main)
+
+
+def test_what_a_replay_brought_back_does_not_come_again_over_later_writes(faulty: FaultyRig) -> None:
+    """Numbers of commits that failed are burnt: what was written behind them is of a version far from the log's.
+
+    And a power cut may take the journal's hint, which lies in another page than the entries that it speaks of.
+    """
+    journal = faulty.state_path / "journal"
+
+    async def main() -> None:
+        async with faulty.node(kill=True) as vdisks:
+            head = await create(vdisks, 20, MIB)
+            for number in range(4):
+                await write(head, number * B, block(number))
+                faulty.faults.failing["write"] = 1
+                with pytest.raises(Unavailable):
+                    await vdisks.flush(20)
+            await write(head, 0, block(10))
+        hint = journal.read_bytes()[-ENTRY_BYTES:]
+        async with faulty.node(kill=True) as vdisks:
+            head = await opened(vdisks, 20)
+            assert await read(head, 0, B) == block(10)
+            await write(head, 0, block(11))
+            await vdisks.flush(20)
+        journal.write_bytes(journal.read_bytes()[:-ENTRY_BYTES] + hint)
+        async with faulty.node() as vdisks:
+            assert await read(await opened(vdisks, 20), 0, B) == block(11)
             await sound(vdisks, 20)
 
     run(main)

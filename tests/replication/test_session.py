@@ -109,6 +109,27 @@ class TestASession:
 
         run(scenario)
 
+    def test_an_answer_that_took_long_makes_it_certain_from_when_it_was_asked_for(self) -> None:
+        class Slow(Reached):
+            """Answers come late; what is asked is done at once."""
+
+            async def keep_alive(self, lease: int) -> None:
+                await super().keep_alive(lease)
+                with trio.move_on_after(SESSION_S - MARGIN_S - 0.5):
+                    await trio.sleep_forever()
+
+        async def scenario() -> None:
+            async with alive(session_of(Slow(MemoryCatalog()), "one")) as session:
+                asked_s = KEEP_ALIVE_S
+                with trio.move_on_at(asked_s + SESSION_S - MARGIN_S - 0.1):
+                    await trio.sleep_forever()
+                assert session.is_certain()
+                with trio.move_on_at(asked_s + SESSION_S - MARGIN_S + 0.1):
+                    await trio.sleep_forever()
+                assert not session.is_certain()
+
+        run(scenario)
+
     def test_a_catalog_that_is_away_for_a_moment_costs_nothing(self) -> None:
         async def scenario() -> None:
             reached = Reached(MemoryCatalog())
@@ -152,6 +173,26 @@ class TestASession:
                 assert session.is_certain()
                 assert session.is_live("one")
                 assert events == ["looked", "looked"]
+
+        run(scenario)
+
+    def test_a_lease_that_ended_too_early_makes_it_doubtful_at_once(self) -> None:
+        """Such as when an operator restores the catalog: nobody's clock says so."""
+
+        async def scenario() -> None:
+            catalog = MemoryCatalog()
+            reached, certain = Reached(catalog), list[bool]()
+            async with alive(session_of(reached, "one")) as session:
+
+                async def look() -> None:
+                    certain.append(session.is_certain())
+
+                session.on_lost.append(look)
+                await catalog.revoke(session._lease)
+                with trio.move_on_after(SESSION_S):
+                    await trio.sleep_forever()
+                assert certain == [False]
+                assert session.is_certain()
 
         run(scenario)
 
