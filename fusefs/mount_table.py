@@ -15,7 +15,7 @@ LINKS_MAX = 40
 """As the kernel has it (MAXSYMLINKS); what lies behind a longer chain stays unresolved."""
 
 _MINOR = re.compile(rb"\d{1,10}:(\d{1,10})")
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 @dataclass(frozen=True, slots=True)

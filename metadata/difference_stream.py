@@ -255,7 +255,10 @@ def _header(facts: dict[str, object]) -> StreamHeader:
     size, name = facts["size"], facts["name"]
     if not (isinstance(size, int) and isinstance(name, str) and 0 <= size <= VDISK_BYTES_MAX):
         raise TypeError("size")
-    return StreamHeader(size, name, read_identities(facts["base"]), read_identities(facts["identities"]))
+    identities = read_identities(facts["identities"])
+    if not identities:
+        raise ValueError("no identity")
+    return StreamHeader(size, name, read_identities(facts["base"]), identities)
 
 
 def read_identities(listed: object) -> tuple[Identity, ...]:
