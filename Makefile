@@ -10,6 +10,7 @@
 #   make simulate   several nodes over a lossy network, clock and catalog   SEEDS=1-500; MUTANT=all: the seeds that find planted bugs
 #   make mutants    known-bad changes planted one at a time; which tests notice         ARGS="channel"
 #   make powercut   states in which unsynced writes are lost or torn               ROUNDS=500
+#   make crash-states every state a power cut may leave of all small histories     MINUTES=10 LENGTH=3
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
 #   make survive    daemons and keepers die under fio, a guest, random operations; a table of pauses    ROUNDS=200
 #   make wheel      the built wheel, installed by itself, under copied tests
@@ -23,7 +24,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash survive wheel bare clean install install-run install-test install-s3
+.PHONY: demo test test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive wheel bare clean install install-run install-test install-s3
 
 install-run install-test install-s3:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -71,6 +72,11 @@ mutants: install-test
 powercut: ROUNDS ?= 500
 powercut: install-test
 	$(PY) -m pytest tests/crash/test_power_cut.py --rounds=$(ROUNDS) $(LONG) $(ARGS)
+
+crash-states: MINUTES ?= 10
+crash-states: LENGTH ?= 3
+crash-states: install-test
+	$(PY) -m tests.crash.search --minutes=$(MINUTES) --length=$(LENGTH) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 crash: ROUNDS ?= 50
 crash: install-test
