@@ -55,6 +55,7 @@ from metadata.errors import Corrupt, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.index import Index
 from metadata.namespace_plans import Attributes, plan_setattr
+from replication.boot_sets import BootSets
 from replication.collection_schedule import CollectionSchedule, LoopUse
 from replication.collector import Collector
 from replication.journal import Journal
@@ -178,8 +179,8 @@ async def _serve(
     )
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.run)
-            nursery.start_soon(vdisks.run)
+            for task in (store.run, vdisks.run, BootSets(vdisks).run):
+                nursery.start_soon(task)
             if vdisks.company is not None:
                 nursery.start_soon(orphans.run)
             if jobs is not None:

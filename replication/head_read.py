@@ -16,7 +16,7 @@ from metadata.rows import runs
 from metadata.units import BLOCK_BYTES, VBLOCK_BLOCKS
 from replication.groups import GroupSet, Missing
 from replication.pool import GroupFile
-from replication.reader import REQUEST_BYTES_MAX, Reader, scratch
+from replication.reader import REQUEST_BYTES_MAX, TOUCHED_BLOCKS, TOUCHED_MAX, Reader, scratch
 
 _LOAD_TRIES = 50
 """A row just fetched is found in the index's memory; being evicted that often in a row means a bug."""
@@ -116,6 +116,8 @@ async def read(head: Reader, offset: int, size: int) -> bytes:
     if end <= offset:
         return b""
     first, last = offset >> 12, end - 1 >> 12
+    if head.touched is not None and len(head.touched) <= TOUCHED_MAX:
+        head.touched.update(range(first // TOUCHED_BLOCKS, last // TOUCHED_BLOCKS + 1))
     lying = _lying_runs(head, first, last - first + 1) if size <= REQUEST_BYTES_MAX else None
     if lying is not None:  # nothing lacks but the page cache: fill it, and go the fast way
         with head.workspace.moves.hold():

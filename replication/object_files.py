@@ -8,6 +8,9 @@ from replication.object_groups import AHEAD_BLOCKS_MAX, AHEAD_BLOCKS_MIN, Object
 from replication.pool import GroupFile, pool_error
 
 _ZEROS = bytes(1 << 20)
+_NOWHERE = -(1 << 30)
+_STREAM_READS = 3
+"""Reads that follow each other before more is fetched than they ask for: guests read two neighbours at random, too."""
 _NEAR_BLOCKS = 512
 """Requests of a stream arrive in nearly their order."""
 
@@ -15,13 +18,13 @@ _NEAR_BLOCKS = 512
 class ObjectGroupFile(GroupFile):
     """One descriptor of a group's local file."""
 
-    __slots__ = ("_following", "_window", "shared")
+    __slots__ = ("_following", "_streak", "_window", "shared")
 
     def __init__(self, shared: ObjectGroup, *, seed: int, url: str) -> None:
         super().__init__(url, vdisk=shared.vdisk, group=shared.group, seed=seed)
         self.shared = shared
-        self._following, self._window = -1, 0
-        """Where a stream would go on, and how far ahead of it was asked for."""
+        self._following, self._streak, self._window = _NOWHERE, 0, 0
+        """Where a stream would go on, how many reads it has been one, and how far ahead of it was asked for."""
 
     def ensure_open(self) -> None:
         if self.fd >= 0:
@@ -42,10 +45,12 @@ class ObjectGroupFile(GroupFile):
         """What lies here, or is fetched and kept; the caller verifies. A stream is read ahead of."""
         count = len(view) // BLOCK_BYTES
         if 0 <= position - self._following + _NEAR_BLOCKS <= 2 * _NEAR_BLOCKS:
-            self._window = min(max(2 * self._window, AHEAD_BLOCKS_MIN), AHEAD_BLOCKS_MAX)
-            self.shared.prefetch(position + count, position + count + self._window)
+            self._streak += 1
+            if self._streak >= _STREAM_READS:
+                self._window = min(max(2 * self._window, AHEAD_BLOCKS_MIN), AHEAD_BLOCKS_MAX)
+                self.shared.prefetch(position + count, position + count + self._window)
         else:
-            self._window = 0
+            self._streak = self._window = 0
         self._following = position + count
         return self.shared.read(self.fd, view, position, sure=False)
 

@@ -327,6 +327,14 @@ class Pool(ABC):
         """What ``info`` shows of how far the pool is behind."""
         return {}
 
+    def read_hint(self, vdisk: int) -> bytes:
+        """What ``write_hint`` has stored; empty: nothing, or it is gone."""
+        return b""
+
+    def write_hint(self, vdisk: int, data: bytes) -> None:
+        """Stores some bytes beside the vdisk, which nothing depends on, for every node to read."""
+        return
+
     def warm(self, vdisk: int, group: int, start: int, end: int) -> None:
         """Has the cache hold these blocks, if there is one and it takes them."""
         return

@@ -4,6 +4,7 @@
     PREFIX/vdisks/SH/VDISK/EPOCH-NUMBER/00000-00000         empty: says that the group was begun, put only if absent
     PREFIX/vdisks/SH/VDISK/EPOCH-NUMBER/POSITION-COUNT      its blocks (replication/object_groups.py)
     PREFIX/vdisks/SH/VDISK/VERSION.checkpoint               as in a directory pool
+    PREFIX/vdisks/SH/VDISK/boot                             a hint (replication/boot_sets.py)
     STATE/extents/VDISK/EPOCH-NUMBER.staged|.cache          local files: of groups begun here, of others
 
 Two processes never append to one group: the object that begins it can be put once. What a deposed owner still
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 MARKER = "vdiskfs.pool"
+_HINT = "boot"
 SPARE_BYTES = 256 << 20
 """Guests leave so much of the state directory's disk free: index and journal live there too."""
 _BEGUN = span_name(Span(0, 0))
@@ -327,6 +329,14 @@ class ObjectPool(Pool):
         raise NoSpace(
             f"the state directory's disk is full: what is written waits there for the pool folder={self.folder}"
         )
+
+    def read_hint(self, vdisk: int) -> bytes:
+        with suppress(NotFound):
+            return self.store.get(vdisk_prefix(vdisk) + _HINT)
+        return b""
+
+    def write_hint(self, vdisk: int, data: bytes) -> None:
+        self.store.put(vdisk_prefix(vdisk) + _HINT, data)
 
     def warm(self, vdisk: int, group: int, start: int, end: int) -> None:
         self.group(vdisk, group).warm(start, end)

@@ -27,6 +27,8 @@ _hash, _preadv, _NOWAIT = xxh3_64_intdigest, os.preadv, os.RWF_NOWAIT
 _NEWEST = (1 << 64) - 1
 ZERO_BLOCK = memoryview(bytes(BLOCK_BYTES))
 _ZEROS = bytes(REQUEST_BYTES_MAX + 2 * BLOCK_BYTES)
+TOUCHED_BLOCKS, TOUCHED_MAX = 32, 16384
+"""The grain of what a working set remembers, 128 KiB; so many at most, 2 GiB: what reads more is no boot."""
 HEADROOM = 16
 """Bytes in front of a block that was read, for whoever answers with it to put a header there."""
 _answer = memoryview(bytearray(HEADROOM + REQUEST_BYTES_MAX + 2 * BLOCK_BYTES))
@@ -54,6 +56,8 @@ class Reader:
         self.size = 0
         self.overlap = 0
         """How many bytes of the parent show through where the vdisk has no row."""
+        self.touched: set[int] | None = None
+        """Grains that the slow way has read, for who records them (replication/boot_sets.py)."""
         self.rollbacks: Rollbacks = ()
         """The vdisk's: rows they mask do not count."""
         self.commits = 0

@@ -91,6 +91,8 @@ class Vdisks:
         """Vdisks into which their parents' blocks are being copied."""
         self.knows_all_handles = True
         """False behind a daemon that died: of files that are open we hear when something is done with them."""
+        self.note_opened: Callable[[Head], None] | None = None
+        """Told of each open of a head."""
         self._views = OpenViews(workspace, self.family, self.loading, prepare=self.prepare)
         self._resting: dict[int, Resting] = {}
         self._claimed: set[int] = set()
@@ -178,6 +180,8 @@ class Vdisks:
         except BaseException:
             self._give_up(vdisk)
             raise
+        if self.note_opened is not None and isinstance(served, Head):
+            self.note_opened(served)
         return self._files.add(served, file_id=vdisk, flags=flags)
 
     def _give_up(self, file_id: int) -> None:

@@ -6,7 +6,6 @@ went again before the end, or did not go in, is counted: whoever asks for too mu
 
 import functools
 import itertools
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import trio
 
 from metadata.errors import NotFound, VdiskfsError
 from metadata.ids import POSITION_MASK, VdiskId
-from metadata.units import BLOCK_BYTES, VBLOCK_BYTES
+from metadata.units import BLOCK_BYTES
 from replication.commit import flush
+from replication.head import Head
 from replication.head_read import first_mapped, load_rows, plan_runs
 from replication.object_tables import Ranges
 from replication.pool import Pool
@@ -55,7 +55,6 @@ async def reader_of(vdisks: Vdisks, vdisk: VdiskId, name: str | None) -> AsyncIt
     """
     if name is None and (vdisks.company is None or vdisks.is_mine(vdisk)):
         async with vdisks.using(vdisk) as head:
-            await flush(head)  # the index has all rows then
             yield head
         return
     if name is None:
@@ -87,30 +86,48 @@ async def warm(vdisks: Vdisks, vdisk: VdiskId, name: str | None, progress: Progr
         return await fetch_places(vdisks, places, progress, limit_bytes=pool.cache_limit_bytes)
 
 
-async def places_of(reader: Reader, vblocks: Iterable[int] | None = None) -> dict[tuple[int, int], Ranges]:
-    """Where the blocks of these vblocks lie, of all by default, ancestors' too."""
+async def places_of(
+    reader: Reader, stretches: Iterable[tuple[int, int]] | None = None
+) -> dict[tuple[int, int], Ranges]:
+    """Where blocks lie, ancestors' too.
+
+    Args:
+        reader: who reads them.
+        stretches: of blocks, (first, count), none across the end of a vblock; None: all there are.
+    """
     found: dict[tuple[int, int], Ranges] = {}
-    end = -(-reader.size // VBLOCK_BYTES)
-    wanted = deque(sorted(vblock for vblock in vblocks or () if vblock < end))
-    at: int | None = 0
-    while at is not None and at < end:
-        if vblocks is None:
-            look = functools.partial(first_mapped, reader, at, end)
-            at = await reader.workspace.wait_for(look)
-            part = [] if at is None else list(range(at, min(at + _VBLOCKS_AT_ONCE, end)))
-        else:
-            part = [wanted.popleft() for _ in range(min(len(wanted), _VBLOCKS_AT_ONCE))]
-        if not part:
-            break
+    async for part in _parts_of(reader, stretches):
         with reader.workspace.moves.hold():
-            await load_rows(reader, part, parents=True)
-            for run in itertools.chain.from_iterable(plan_runs(reader, vblock << 8, 256) for vblock in part):
+            await load_rows(reader, {block_no >> 8 for block_no, _ in part}, parents=True)
+            for run in itertools.chain.from_iterable(plan_runs(reader, *stretch) for stretch in part):
                 if run.groups is not None:
                     ranges = found.setdefault((run.groups.vdisk, run.place >> 16), Ranges())
                     ranges.add(run.place & POSITION_MASK, (run.place & POSITION_MASK) + run.count)
-        at = part[-1] + 1
         await trio.lowlevel.checkpoint()
     return found
+
+
+async def _parts_of(
+    reader: Reader, stretches: Iterable[tuple[int, int]] | None
+) -> AsyncIterator[list[tuple[int, int]]]:
+    """A few vblocks' worth at a time, as far as the vdisk goes."""
+    end = -(-reader.size // BLOCK_BYTES)
+    if stretches is not None:
+        inside = [(first, min(count, end - first)) for first, count in stretches if first < end]
+        for at in range(0, len(inside), _VBLOCKS_AT_ONCE):
+            yield inside[at : at + _VBLOCKS_AT_ONCE]
+        return
+    if isinstance(reader, Head):
+        await flush(reader)  # the index has all rows then
+    vblock: int | None = 0
+    last = -(-end // 256)
+    while vblock is not None and vblock < last:
+        look = functools.partial(first_mapped, reader, vblock, last)
+        vblock = await reader.workspace.wait_for(look)
+        if vblock is not None:
+            stop = min(vblock + _VBLOCKS_AT_ONCE, last)
+            yield [(each << 8, 256) for each in range(vblock, stop)]
+            vblock = stop
 
 
 async def fetch_places(
