@@ -47,13 +47,17 @@ class DataRequests:
             case abi.FSYNC:
                 return self.fsync(abi.FSYNC_IN.unpack_from(body)[0])
             case abi.FALLOCATE:
-                return self.fallocate(*abi.FALLOCATE_IN.unpack_from(body))
+                asked = abi.FALLOCATE_IN.unpack_from(body)
+                return self.fallocate(*asked, kill_suid=_is_by_others(request))
             case abi.LSEEK:
                 return self.lseek(*abi.LSEEK_IN.unpack_from(body))
             case abi.COPY_FILE_RANGE | abi.COPY_FILE_RANGE_64:
                 source, at, _, target, to, length, _ = abi.COPY_IN.unpack_from(body)
                 reply = _U64 if opcode == abi.COPY_FILE_RANGE_64 else _WRITTEN
-                return self.copy(source, at, target=target, to=to, length=length, reply=reply)
+                kill_suid = _is_by_others(request)
+                return self.copy(
+                    source, at, target=target, to=to, length=length, reply=reply, kill_suid=kill_suid
+                )
             case _:
                 return None
 
@@ -67,7 +71,7 @@ class DataRequests:
     async def write(self, fh: int, offset: int, data: bytes, *, kill_suid: bool) -> bytes:
         """WRITE."""
         if kill_suid:
-            await self._clear_suid(VdiskId(fh & (1 << HANDLE_SHIFT) - 1))
+            await self._clear_suid(_vdisk_of(fh))
         await self._change(
             fh,
             lambda head: head_write.write(head, offset, data),
@@ -92,17 +96,21 @@ class DataRequests:
                 return
             except NotOwner:  # nothing is done
                 await self._vdisks.follow_owner(VdiskId(served.vdisk))
-        raise Unavailable(f"the vdisk's owner keeps changing vdisk={fh & (1 << HANDLE_SHIFT) - 1}")
+        raise Unavailable(f"the vdisk's owner keeps changing vdisk={_vdisk_of(fh)}")
 
     async def fsync(self, fh: int) -> bytes:
         """FSYNC: the durability point."""
         await self._vdisks.flush_handle(fh)
         return b""
 
-    async def fallocate(self, fh: int, offset: int, length: int, mode: int) -> bytes:
+    async def fallocate(
+        self, fh: int, offset: int, length: int, mode: int, *, kill_suid: bool = False
+    ) -> bytes:
         """FALLOCATE: plain reserves nothing and grows the size; punch and zero make holes."""
         end = offset + length
         head_write.check_size(end)
+        if kill_suid:
+            await self._clear_suid(_vdisk_of(fh))
         if (
             mode & abi.FALLOC_PUNCH_HOLE and mode == abi.FALLOC_PUNCH_HOLE | abi.FALLOC_KEEP_SIZE
         ) or mode & ~abi.FALLOC_KEEP_SIZE == abi.FALLOC_ZERO_RANGE:
@@ -136,11 +144,23 @@ class DataRequests:
             raise InvalidRequest("nothing behind this offset", number=errno.ENXIO)
         return _U64.pack(found)
 
-    async def copy(self, source: int, at: int, *, target: int, to: int, length: int, reply: struct.Struct) -> bytes:  # fmt: skip
+    async def copy(
+        self,
+        source: int,
+        at: int,
+        *,
+        target: int,
+        to: int,
+        length: int,
+        reply: struct.Struct,
+        kill_suid: bool = False,
+    ) -> bytes:
         """COPY_FILE_RANGE; may copy less than asked, and is then asked again."""
         reader, writer = await self._vdisks.reader_of(source), await self._vdisks.head_of(target)
         if isinstance(reader, Remote) or isinstance(writer, Remote):  # the kernel reads and writes instead
             raise InvalidRequest("another node owns it", number=errno.EOPNOTSUPP)
+        if kill_suid:
+            await self._clear_suid(_vdisk_of(target))
         copied = await copy_range(
             self._vdisks,
             reader,
@@ -150,3 +170,12 @@ class DataRequests:
             length=min(length, COPY_BYTES_MAX),
         )
         return reply.pack(copied) if reply is _U64 else reply.pack(copied, 0)
+
+
+def _vdisk_of(fh: int) -> VdiskId:
+    return VdiskId(fh & (1 << HANDLE_SHIFT) - 1)
+
+
+def _is_by_others(request: bytes) -> bool:
+    """Whether the caller may not keep set-id bits: of WRITE the kernel says it, of these requests it leaves it to us."""
+    return bool(abi.IN_HEADER.unpack_from(request)[4])

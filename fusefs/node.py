@@ -17,6 +17,7 @@ import pathlib
 import resource
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -321,6 +322,8 @@ async def _meanwhile(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None]
 
 def _clear_suid(store: NamespaceStore) -> Callable[[VdiskId], Awaitable[None]]:
     async def clear_suid(vdisk: VdiskId) -> None:
+        if not store.namespace.inode(vdisk).mode & (stat.S_ISUID | stat.S_ISGID):
+            return
         wanted, now_ns = Attributes(drop_privileges=True), time.time_ns()
         await store.commit(lambda ns: plan_setattr(ns, vdisk, wanted=wanted, now_ns=now_ns))
 

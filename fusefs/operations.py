@@ -427,7 +427,8 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return [name for name, _ in self._xattrs(inode)]
+        is_root = ctx.uid == 0  # nobody else can read those, and other filesystems do not show them
+        return [name for name, _ in self._xattrs(inode) if is_root or not name.startswith(b"trusted.")]
 
     @_answering
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:

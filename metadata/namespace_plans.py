@@ -45,6 +45,8 @@ TARGET_BYTES_MAX = 4095
 XATTR_VALUE_BYTES_MAX = 65536
 """As Linux has it (XATTR_SIZE_MAX)."""
 
+XATTR_FAMILIES = (b"user.", b"trusted.", b"security.")
+
 XATTRS_BYTES_MAX = 65536
 """All names and values of one inode: they are one row, rewritten with each change and held in memory."""
 
@@ -356,11 +358,15 @@ def plan_setxattr(namespace: Namespace, inode: int, *, name: bytes, value: bytes
 
     Raises:
         NotFound: there is no such inode.
-        InvalidRequest: E2BIG, ERANGE, EOPNOTSUPP.
+        InvalidRequest: EINVAL, E2BIG, ERANGE, EOPNOTSUPP.
         NoSpace: the inode's attributes would be more than a row holds.
     """
-    if name.startswith(b"system."):  # access lists and such: kept, they would seem to be obeyed
+    if not name.startswith(
+        XATTR_FAMILIES
+    ):  # system.*, access lists and such: kept, they would seem to be obeyed
         raise InvalidRequest(f"not kept here xattr={name!r}", number=errno.EOPNOTSUPP)
+    if name in XATTR_FAMILIES:
+        raise InvalidRequest(f"no name for an attribute xattr={name!r}")
     if not 0 < len(name) <= NAME_BYTES_MAX:
         raise InvalidRequest(f"no name for an attribute bytes={len(name)}", number=errno.ERANGE)
     if len(value) > XATTR_VALUE_BYTES_MAX:

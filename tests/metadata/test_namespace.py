@@ -112,6 +112,8 @@ def test_an_attribute_has_limits() -> None:
     refused(errno.E2BIG, lambda: keep(b"user.big", bytes(XATTR_VALUE_BYTES_MAX + 1)))
     refused(errno.ENOSPC, lambda: keep(b"user.big", bytes(XATTR_VALUE_BYTES_MAX)))
     refused(errno.EOPNOTSUPP, lambda: keep(b"system.posix_acl_access", b"x"))
+    refused(errno.EOPNOTSUPP, lambda: keep(b"of no family", b"x"))
+    refused(errno.EINVAL, lambda: keep(b"user.", b"x"))
     refused(errno.ERANGE, lambda: keep(b"user." + b"x" * 251, b"x"))
     drop(b"user.a")
     refused(errno.ENODATA, lambda: drop(b"user.a"))
