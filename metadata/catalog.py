@@ -21,7 +21,7 @@ Each transaction that writes gets the next *revision*, and each row carries that
 ``orphan/`` or a ``trash/`` row. Ids are never used again.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -139,6 +139,17 @@ def decode_value(key: bytes, value: bytes) -> object:
     except (ValueError, msgpack.UnpackException) as exc:
         raise Corrupt(f"an unreadable row in the catalog key={key!r}") from exc
     return decoded
+
+
+def check_kind(kind: type, values: Iterable[object]) -> None:
+    """For decoders of rows: msgpack brings values of any kind.
+
+    Raises:
+        TypeError: one of them is of another.
+    """
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"not of kind {kind.__name__}: {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

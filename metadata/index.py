@@ -20,7 +20,7 @@ import shutil
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from enum import Enum
 
 import msgpack
@@ -533,7 +533,10 @@ def decode_state(data: bytes, vdisk: int) -> VdiskState:
         IndexDamaged: it is none.
     """
     try:
-        return VdiskState(**msgpack.unpackb(data))
+        state = VdiskState(**msgpack.unpackb(data))
+        if not all(type(value) is int for value in astuple(state)):
+            raise TypeError(state)
+        return state
     except (TypeError, ValueError, msgpack.UnpackException) as exc:
         raise IndexDamaged(f"the snapshot index holds a damaged state vdisk={vdisk}") from exc
 

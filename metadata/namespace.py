@@ -30,6 +30,7 @@ from metadata.catalog import (
     Change,
     Event,
     Row,
+    check_kind,
     decode_value,
     encode_value,
     id_in_key,
@@ -106,6 +107,11 @@ def decode_inode(key: bytes, value: bytes, revision: int) -> Inode:
     fields = cast("dict[str, int]", decode_value(key, value))
     try:
         mtime_ns, ctime_ns = fields["mtime"], fields["ctime"]
+        mtime_set_ns = fields.get("mtime_set", 0)
+        check_kind(int, (fields["mode"], fields["uid"], fields["gid"], fields["atime"]))
+        check_kind(int, (mtime_ns, ctime_ns, mtime_set_ns))
+        xattrs = cast("dict[bytes, bytes]", fields.get("xattrs", {}))
+        check_kind(bytes, (*xattrs, *xattrs.values(), fields.get("target", b"")))
         return Inode(
             kind=Kind(cast("str", fields["kind"])),
             mode=fields["mode"],
@@ -114,9 +120,9 @@ def decode_inode(key: bytes, value: bytes, revision: int) -> Inode:
             atime_ns=fields["atime"],
             mtime_ns=mtime_ns,
             ctime_ns=mtime_ns if ctime_ns == mtime_ns else ctime_ns,  # one object: there are many inodes
-            mtime_set_ns=fields.get("mtime_set", 0),
+            mtime_set_ns=mtime_set_ns,
             target=cast("bytes", fields.get("target", b"")),
-            xattrs=tuple(cast("dict[bytes, bytes]", fields.get("xattrs", {})).items()),
+            xattrs=tuple(xattrs.items()),
             revision=revision,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:

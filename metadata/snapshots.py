@@ -9,7 +9,7 @@ The row holds all that the log knows of the vdisk at that version besides its ro
 import unicodedata
 from dataclasses import asdict, dataclass
 
-from metadata.catalog import SNAP_PREFIX, decode_value, encode_value, id_in_key, snap_key
+from metadata.catalog import SNAP_PREFIX, check_kind, decode_value, encode_value, id_in_key, snap_key
 from metadata.errors import Corrupt, InvalidRequest
 from metadata.units import NAME_BYTES_MAX
 
@@ -73,6 +73,7 @@ def decode_snapshot(key: bytes, value: bytes) -> Snapshot:
     try:
         name = key[len(SNAP_PREFIX) + 17 :].decode()
         known = {name: fields[name] for name in Snapshot.__slots__ if name not in ("vdisk", "name")}  # type: ignore[index]
+        check_kind(int, known.values())
         return Snapshot(vdisk=vdisk, name=name, **known)
     except (TypeError, KeyError, UnicodeDecodeError) as exc:
         raise Corrupt(f"an unreadable snapshot in the catalog key={key!r}") from exc

@@ -7,7 +7,7 @@ was, and until when it stays. Restoring or purging it deletes the row.
 from dataclasses import dataclass, field
 from typing import cast
 
-from metadata.catalog import decode_value, encode_value
+from metadata.catalog import check_kind, decode_value, encode_value
 from metadata.errors import Corrupt
 
 
@@ -50,6 +50,8 @@ def decode_trashed(key: bytes, value: bytes, revision: int) -> Trashed:
     """
     fields = cast("dict[str, int]", decode_value(key, value))
     try:
+        check_kind(bytes, (fields["path"], fields["name"]))
+        check_kind(int, (fields["parent"], fields["deleted_ns"], fields["until_ns"]))
         return Trashed(
             path=cast("bytes", fields["path"]),
             parent=fields["parent"],

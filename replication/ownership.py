@@ -14,12 +14,13 @@ the owner record, so that a deposed owner, however late it wakes up, cannot say 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 
 from metadata.catalog import (
     Catalog,
     Change,
     Row,
+    check_kind,
     decode_value,
     encode_value,
     owner_key,
@@ -104,7 +105,9 @@ def read_resting(value: object) -> Resting | None:
     if not isinstance(value, dict) or not value.get("resting"):
         return None
     try:
-        return Resting(**value["resting"])
+        resting = Resting(**value["resting"])
+        check_kind(int, astuple(resting))
+        return resting
     except TypeError as exc:
         raise Corrupt(f"a damaged summary in the catalog: {exc}") from exc
 
@@ -112,7 +115,9 @@ def read_resting(value: object) -> Resting | None:
 def _read_floor(value: dict[str, object]) -> Floor:
     fields = value.get("floor") or {}
     try:
-        return Floor(**fields)  # type: ignore[arg-type]
+        floor = Floor(**fields)  # type: ignore[arg-type]
+        check_kind(int, astuple(floor))
+        return floor
     except TypeError as exc:
         raise Corrupt(f"a damaged floor in the catalog: {exc}") from exc
 

@@ -2,8 +2,9 @@
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import astuple
 from typing import Any
 
 import msgpack
@@ -136,9 +137,11 @@ def fuzz_rows_of_the_catalog(data: bytes) -> None:
         id_in_key(key, b"vdisk/")
     with suppress(Corrupt):
         inode = decode_inode(key, value, 1)
+        assert _are_numbers((inode.mode, inode.uid, inode.gid, inode.mtime_ns))
         assert decode_inode(key, encode_inode(inode), 1) == inode
     with suppress(Corrupt):
         trashed = decode_trashed(key, value, 1)
+        assert _are_numbers((trashed.parent, trashed.deleted_ns, trashed.until_ns))
         assert decode_trashed(key, encode_trashed(trashed), 1) == trashed
     if key.startswith(b"snap/"):
         with suppress(Corrupt):
@@ -161,10 +164,14 @@ def _read_vdisk(found: dict[Any, Any]) -> None:
         descent.parent_at(None)
     with suppress(Corrupt):
         resting = read_resting(found)
-        assert resting is None or isinstance(resting.version, int)
+        assert resting is None or _are_numbers(astuple(resting))
     with suppress(Corrupt):
         floor = _read_floor(found)
-        assert isinstance(floor.version, int)
+        assert _are_numbers(astuple(floor))
+
+
+def _are_numbers(values: Iterable[object]) -> bool:
+    return all(isinstance(value, int) for value in values)
 
 
 def _value(source: Source, depth: int = 0) -> Any:

@@ -12,6 +12,7 @@ import struct
 import tempfile
 from array import array
 from contextlib import suppress
+from dataclasses import astuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -292,7 +293,7 @@ def fuzz_rows(data: bytes) -> None:
     form, rest = source.below(5), source.rest()
     if form == 3:
         with suppress(IndexDamaged):
-            decode_state(rest, VDISK)
+            assert all(type(value) is int for value in astuple(decode_state(rest, VDISK)))
         return
     if form == 4:  # 256 places of a few kinds
         values = [Source(rest[at : at + 2]).below(65536) for at in range(0, 2 * VBLOCK_BLOCKS, 2)]
