@@ -9,7 +9,7 @@ generations are shared by all descendants that are in memory.
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import trio
 
@@ -70,6 +70,7 @@ class Loading:
             space = self._workspace
             found = GroupSet(vdisk, space.pool, index=space.index, cache=space.segment_cache)
             self._group_sets[vdisk] = found
+            finalize(found, space.pool.abandon, found.files).atexit = False
         return found
 
     def forget(self, vdisk: int) -> None:

@@ -12,8 +12,8 @@ import errno
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from metadata.errors import NoSpace, NotFound, Unavailable, VdiskfsError
@@ -186,6 +186,7 @@ class Pool(ABC):
         self.url, self.pool_id, self.salt = url, pool_id, salt
         self._open: OrderedDict[GroupFile, None] = OrderedDict()
         """Those used longest ago first. A group may have several, one for each ``GroupSet``."""
+        self._abandoned: deque[GroupFile] = deque()
 
     @abstractmethod
     def lock(self, node: str) -> None:
@@ -359,6 +360,10 @@ class Pool(ABC):
 
     def note_open(self, file: GroupFile) -> None:
         """Counts an opened file and closes those beyond the limit. Only on the event loop."""
+        while self._abandoned:
+            unread = self._abandoned.popleft()
+            if unread in self._open and not unread.busy and unread is not file:
+                self._close(unread)
         self._open[file] = None
         self._open.move_to_end(file)
         while len(self._open) > OPEN_FILES_MAX:
@@ -366,6 +371,10 @@ class Pool(ABC):
             if idle is None:
                 return
             self._close(idle)
+
+    def abandon(self, files: Mapping[int, GroupFile]) -> None:
+        """Nobody reads through these any more: they are closed before another one is opened. Any thread."""
+        self._abandoned.extend(files.values())
 
     def hold(self, files: Iterable[GroupFile]) -> None:
         """Keeps files open, or closed, for a thread that will use them. Only on the event loop."""

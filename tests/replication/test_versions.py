@@ -62,6 +62,20 @@ async def changed(head: Head, at: int, number: int) -> None:
     await flush(head)
 
 
+def test_opening_again_and_again_leaves_no_files_open(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            for number in range(20):
+                await changed(head, 0, number)
+                b.workspace.row_cache.shrink(0)
+                assert await newest_content(b) == block(number)
+                assert len(b.workspace.pool._open) <= 2
+
+    run(scenario)
+
+
 def test_an_open_file_is_frozen_and_a_new_open_sees_the_newest(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():
