@@ -27,6 +27,7 @@ from tools.bench_history import measure_history
 from tools.bench_interrupts import signals_interrupt, uninterrupted
 from tools.bench_machine import check_fuse, check_programs, check_scratch, describe_machine
 from tools.bench_node_rows import measure_node_row
+from tools.bench_objects import measure_object_row
 from tools.bench_pauses import measure_pauses
 from tools.bench_report import (
     RowResult,
@@ -194,6 +195,8 @@ def _measure_stage(
 
 def _measure_alone(row: Row, contenders: dict[str, Factory], *, plan: Plan, folder: Path) -> RowResult:
     """A row about vdiskfs alone; left empty if it is not among the contenders."""
+    if row.stage is Stage.OBJECTS:
+        return measure_object_row(row, folder, plan=plan, progress=_show_progress)
     ours = contenders[OURS](folder) if OURS in contenders else None
     if not isinstance(ours, Vdiskfs):
         return RowResult(row)

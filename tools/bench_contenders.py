@@ -184,11 +184,15 @@ class Vdiskfs:
         run_vdiskfs("format", str(self.pool))
         self.mount()
 
+    def pool_address(self) -> str:
+        """What ``vdiskfs mount`` takes."""
+        return str(self.pool)
+
     def mount(self) -> None:
         """Mount the pool; it was formatted before."""
         with uninterrupted():
             self._run(
-                "mount", str(self.pool), str(self.mountpoint), "--state", str(self.state), *self._options
+                "mount", self.pool_address(), str(self.mountpoint), "--state", str(self.state), *self._options
             )
         self._pids = {int(self.status()["keeper_pid"])}
 

@@ -18,6 +18,7 @@ RAW = "raw"
 QCOW2 = "qcow2"
 QEMU_RAW = "qemu-raw"
 OWNER, LOCAL, FORWARDED = "owner", "local", "forwarded"
+DIRECTORY, CLIENT = "directory", "client"
 """What nodes are compared with, measured in the same rounds: no contenders of their own."""
 
 KIB = 1 << 10
@@ -57,6 +58,7 @@ class Stage(enum.Enum):
     COLLECTION = "collection"
     PAUSES = "pauses"
     NODES = "several nodes"
+    OBJECTS = "object stores"
 
 
 class Measure(enum.Enum):
@@ -66,6 +68,7 @@ class Measure(enum.Enum):
     MEGABYTES_PER_S = "MB/s"
     CPU_US = "us/op"
     MEMORY_MIB = "MiB"
+    OBJECTS_PER_GIB = "/GiB"
     INDEX_PERCENT = "%"
     SECONDS = "s"
     VERB_MS = "ms"
@@ -296,6 +299,21 @@ def _node_rows() -> tuple[Row, ...]:
     return tuple(Row(name, title, Stage.NODES, measure, target) for name, title, measure, target in table)
 
 
+def _object_rows() -> tuple[Row, ...]:
+    """Rows about pools in object stores (tools/bench_objects.py)."""
+    throughput = Measure.MEGABYTES_PER_S
+    table = (
+        ("object-second-read", "an image read again by a node", throughput, Target(0.95, DIRECTORY)),
+        ("object-first-read", "an image read first by a node", throughput, Target(0.9, CLIENT)),
+        ("object-node-flush", "4 KiB write + fdatasync, QD1, on node", Measure.IOPS, Target(0.9, DIRECTORY)),
+        ("object-count", "objects after flushes of 4 KiB", Measure.OBJECTS_PER_GIB, Target(64)),
+    )
+    return tuple(
+        Row(name, title, Stage.OBJECTS, measure, target, is_quick=False)
+        for name, title, measure, target in table
+    )
+
+
 ROWS: tuple[Row, ...] = (
     *_read_rows(overwritten=False),
     Row(
@@ -447,6 +465,7 @@ ROWS: tuple[Row, ...] = (
         Target(300),
     ),
     *_node_rows(),
+    *_object_rows(),
 )
 
 
@@ -494,6 +513,8 @@ def plan_row_bytes(row: Row, plan: Plan) -> int:
         return (2 + 2 * plan.rounds) * plan.image_bytes
     if row.stage is Stage.PAUSES:
         return 2 * plan.image_bytes
+    if row.stage is Stage.OBJECTS:
+        return 4 * plan.image_bytes
     if row.stage is Stage.NODES:
         return max(3 * plan.image_bytes, plan.mount_vdisks * VDISK_BYTES_MIN)
     if row.stage in HISTORY_STAGES:

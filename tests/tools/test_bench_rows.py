@@ -8,6 +8,8 @@ from metadata.errors import InvalidRequest
 from tools.bench_node_rows import MEASURES
 from tools.bench_rows import (
     CHAIN_STAGES,
+    CLIENT,
+    DIRECTORY,
     FORWARDED,
     FULL,
     GIB,
@@ -83,12 +85,16 @@ def test_the_targets_are_those_that_were_agreed() -> None:
         "takeover": Target(500),
         "node-mount": Target(2.0),
         "node-memory": Target(150),
+        "object-second-read": Target(0.95, DIRECTORY),
+        "object-first-read": Target(0.9, CLIENT),
+        "object-node-flush": Target(0.9, DIRECTORY),
+        "object-count": Target(64),
     } == TARGETS
 
 
 def test_everything_with_a_queue_or_a_cpu_figure_runs_a_job() -> None:
     throughput = {Measure.IOPS, Measure.MEGABYTES_PER_S, Measure.CPU_US}
-    on_images = [row for row in ROWS if row.stage not in CHAIN_STAGES | {Stage.NODES}]
+    on_images = [row for row in ROWS if row.stage not in CHAIN_STAGES | {Stage.NODES, Stage.OBJECTS}]
     assert all((row.job is not None) == (row.measure in throughput) for row in on_images)
 
 
