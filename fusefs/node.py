@@ -199,7 +199,7 @@ async def _serve(
             await nursery.start(control.run)
             if vdisks.company is not None:
                 known = notifications.knows_inode if is_successor else _knows_none
-                vdisks.company.versions.keep_only(known)
+                vdisks.company.keep_only(known)
             if peers is not None:
                 peers.begin(is_successor)
                 nursery.start_soon(peers.settle, invalidation.forget_now)

@@ -73,10 +73,14 @@ class PeerInodes:
         self._mixed: set[int] = set()
         """Heads' inodes of which the kernel may have pages of an older version."""
         company.transfers.is_wanted = self._is_wanted
+        company.may_be_written = self._may_be_written
 
     def begin(self, is_successor: bool) -> None:
         """At a daemon's start."""
         self._open_before = self._generations.begin(is_successor)
+
+    def _may_be_written(self, vdisk: int) -> bool:
+        return vdisk in self._open_before
 
     async def settle(self, forget_name: Callable[[int], Awaitable[None]]) -> None:
         """Finds out of which of these files are still open: a name that the kernel drops leaves the inode only if it is open.
@@ -228,7 +232,7 @@ class PeerInodes:
         neither: both have one inode, and so one cache.
         """
         self.note_files(inode)
-        if self._company.transfers.frozen_sizes(inode):
+        if self._company.frozen.sizes(inode):
             self._mixed.add(inode)
             return True, False
         keep = inode not in self._mixed
@@ -244,7 +248,7 @@ class PeerInodes:
         if holdings.files.has_writer(vdisk) or vdisk in self._open_before:
             return True
         served = holdings.heads.get(VdiskId(vdisk)) or transfers.remotes.get(vdisk)
-        return served is not None and transfers.frozen_sizes(vdisk) == {served.size}
+        return served is not None and self._company.frozen.sizes(vdisk) == {served.size}
 
     def generation(self, vdisk: int) -> int:
         """Of a head's inode."""

@@ -5,6 +5,7 @@ A node without others, as many tests build it, has none, and then nothing here c
 
 import errno
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -14,6 +15,8 @@ from replication.cluster import Links, Membership
 from replication.fence import Fence
 from replication.follower import Follower
 from replication.forwarding import Forwarding
+from replication.frozen_files import FrozenFiles
+from replication.handles import file_of
 from replication.head import Head
 from replication.holdings import Holdings
 from replication.mirror import Mirror
@@ -21,6 +24,7 @@ from replication.publisher import Publisher
 from replication.remote import Remote
 from replication.transfers import Transfers
 from replication.versions import Versions
+from replication.view import View
 
 TICK_S = 1.0
 OPEN_TRIES = 10
@@ -34,6 +38,8 @@ class Company:
         self.holdings, self.links, self.membership = holdings, links, membership
         self.node = membership.node
         self._begun = trio.Event()
+        self.may_be_written: Callable[[int], bool] = lambda vdisk: True
+        """Whether a file of the vdisk that a dead daemon opened may be open for writing."""
         space = holdings.workspace
         space.fence = self.fence = Fence(
             space.catalog, self.node, is_certain=membership.is_certain, note_deposed=self._note_deposed
@@ -66,7 +72,14 @@ class Company:
             is_open=lambda inode: holdings.files.count(inode) > 0,
             clock_s=space.clock_s,
         )
-
+        self.frozen = FrozenFiles(
+            os.path.join(os.path.dirname(space.index.path), "frozen"),
+            space,
+            holdings.family,
+            holdings.loading,
+        )
+        self.follower.rebuilt.append(self.frozen.note_rebuilt)
+        self.follower.pinned.append(self.frozen.pinned_vdisks)
         self.transfers = Transfers(
             holdings,
             links,
@@ -74,6 +87,7 @@ class Company:
             mirror=self.mirror,
             publisher=self.publisher,
             note_version=self.follower.note_version,
+            frozen=self.frozen,
         )
         self.forwarding = Forwarding(links, head=holdings.head, files=holdings.files)
 
@@ -83,6 +97,11 @@ class Company:
 
     def _note_deposed(self, vdisk: int, why: VdiskfsError) -> None:
         self.transfers.note_deposed(vdisk, why)
+
+    def keep_only(self, kernel_knows: Callable[[int], bool]) -> None:
+        """At a daemon's start: what an earlier one noted of inodes that the kernel does not know is over."""
+        self.versions.keep_only(kernel_knows)
+        self.frozen.keep_only(kernel_knows)
 
     def begin(self) -> None:
         """The journal is replayed: what others ask is served from now on."""
@@ -136,6 +155,24 @@ class Company:
                 except NotOwner:
                     asks = True
         raise NotOwner(f"the vdisk's owner keeps changing vdisk={vdisk}")
+
+    async def resumed(self, number: int) -> Head | View | Remote:
+        """What a file serves that a dead daemon had opened, and that reads no older version as far as is known.
+
+        Who only reads asks for nothing: if the vdisk went to another node meanwhile, it goes on at the newest version.
+
+        Raises:
+            As ``writable``.
+        """
+        vdisk = file_of(number)
+        if self.may_be_written(vdisk):
+            return await self.writable(vdisk)
+        if self.has_others():
+            await self.transfers.leave_strange(vdisk)
+        try:
+            return await self.holdings.head(vdisk)
+        except NotOwner:
+            return await self.frozen.freeze(number, await self.follower.newest(vdisk))
 
     async def truncate(self, vdisk: VdiskId, size: int) -> bool:
         """Sets the size of a vdisk that another node owns; False: this node owns it now."""

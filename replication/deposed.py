@@ -6,7 +6,7 @@ believe in writes that are lost. So does an fsync of any of them.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -32,10 +32,12 @@ class DeposedReaders:
     Args:
         holdings: what this node has.
         mirror: what the catalog says of the others.
-        keep: told of a view that files read from now on, its version pinned; it unpins it when they are closed.
+        keep: told of a view that these files read from now on, its version pinned; it unpins it when they are closed.
     """
 
-    def __init__(self, holdings: Holdings, mirror: Mirror, *, keep: Callable[[View], None]) -> None:
+    def __init__(
+        self, holdings: Holdings, mirror: Mirror, *, keep: Callable[[View, Iterable[int]], None]
+    ) -> None:
         self._own, self._mirror, self._keep = holdings, mirror, keep
         self._waiting: dict[int, tuple[Head, set[int]]] = {}
         """By vdisk: the head that went, and the files that read it."""
@@ -125,10 +127,7 @@ class DeposedReaders:
         there = numbers & files.by_number.keys()
         for number in there:
             files.served[number] = view
-        if there:
-            self._keep(view)
-        else:
-            self._own.family.unpin(vdisk, view.version)
+        self._keep(view, there)
 
     def note_closed(self, vdisk: int) -> None:
         """The last file of a vdisk was closed."""

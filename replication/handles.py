@@ -69,13 +69,24 @@ class Handles:
         self.served[number] = served
         return number
 
-    def adopt(self, number: int, served: Head | View | Remote) -> None:
-        """A handle that a dead daemon gave out, expected too; perhaps another request was quicker."""
+    def adopt(self, number: int, served: Head | View | Remote, *, writer: bool) -> None:
+        """A handle that a dead daemon gave out, expected too; perhaps another request was quicker.
+
+        Args:
+            number: its.
+            served: what it reads and writes.
+            writer: whether it may have been opened for writing.
+        """
         file_id = file_of(number)
         if number in self.by_number:
             self.give_up(file_id)
-        writer = not isinstance(served, View)
         self.by_number.setdefault(number, Handle(file_id, served.error_no, writer, writer))
+        self.served[number] = served
+
+    def serve_writer(self, number: int, served: Head | Remote) -> None:
+        """A handle taken for a reader's writes."""
+        handle = self.by_number[number]
+        handle.writer = handle.buffered_writer = True
         self.served[number] = served
 
     def close(self, number: int) -> VdiskId | None:

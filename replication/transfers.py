@@ -34,6 +34,7 @@ from replication.cluster import SESSION_S, Answer, Links, Membership
 from replication.commit import start_running
 from replication.deposed import DeposedReaders
 from replication.forwarding import facts_of, perform
+from replication.frozen_files import FrozenFiles
 from replication.head import Head
 from replication.holdings import Holdings
 from replication.mirror import Mirror
@@ -84,6 +85,7 @@ class Transfers:
         mirror: what the catalog says of them.
         publisher: tells the others of a new owner.
         note_version: told of versions of others' vdisks, as ``Follower.note_version``.
+        frozen: who reads what a head that has gone was.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Transfers:
         mirror: Mirror,
         publisher: Publisher,
         note_version: Callable[[int, int], None],
+        frozen: FrozenFiles,
     ) -> None:
+        self.frozen = frozen
         self._own, self._links, self._membership, self._mirror = holdings, links, membership, mirror
         self._publisher, self._note_version = publisher, note_version
         self._catalog, self.node = holdings.workspace.catalog, membership.node
@@ -106,8 +110,6 @@ class Transfers:
         """Vdisks open for writing here that another node owns, or owned when they were opened."""
         self._sharers: dict[int, set[str]] = {}
         """Nodes that forward to this one, by vdisk."""
-        self._frozen: dict[int, list[View]] = {}
-        """What files opened on a head that has gone read, by vdisk; their versions are pinned."""
         self._learned: dict[int, int] = {}
         """Epochs of this node under which the mirror has been read anew, or was never behind."""
         self._opening: Counter[int] = Counter()
@@ -122,7 +124,7 @@ class Transfers:
         self._pins: list[_Pins] = []
         self._asking: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
         self._handing: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
-        self.deposed = DeposedReaders(holdings, mirror, keep=self._keep_frozen)
+        self.deposed = DeposedReaders(holdings, mirror, keep=frozen.note)
         self.void = VoidTails(holdings.workspace)
         self._strange: set[int] = set()
         """Nobody's vdisks of which heads were loaded here, and which another node has claimed."""
@@ -291,10 +293,6 @@ class Transfers:
             files.served[number] = new
             files.by_number[number].errors_told = new.error_no
 
-    def frozen_sizes(self, vdisk: int) -> set[int]:
-        """Of the vdisk as it was for files that are open since before it went to another node."""
-        return {view.size for view in self._frozen.get(vdisk, ())}
-
     def note_closed(self, vdisk: int) -> None:
         """A file of the vdisk was closed here; perhaps the last one, or the last writer's."""
         if vdisk in self._sharers:
@@ -302,8 +300,6 @@ class Transfers:
         if self._own.files.count(vdisk):
             return
         self.deposed.note_closed(vdisk)
-        for view in self._frozen.pop(vdisk, ()):
-            self._own.family.unpin(vdisk, view.version)
         remote = self.remotes.pop(vdisk, None)
         self._forwarded_before += remote.forwarded if remote is not None else 0
         if remote is not None and remote.owner is not None and remote.owner.node != self.node:
@@ -429,7 +425,7 @@ class Transfers:
         self._learned.pop(vdisk, None)
         if head is None or view is None:
             return
-        readers = 0
+        readers = []
         for number in own.files.serving(head):
             if own.files.by_number[number].writer:
                 remote = self.remote(VdiskId(vdisk))
@@ -437,14 +433,8 @@ class Transfers:
                 own.files.served[number] = remote
             else:
                 own.files.served[number] = view
-                readers += 1
-        if readers:
-            self._keep_frozen(view)
-        else:
-            own.family.unpin(vdisk, view.version)
-
-    def _keep_frozen(self, view: View) -> None:
-        self._frozen.setdefault(view.vdisk, []).append(view)
+                readers.append(number)
+        self.frozen.note(view, readers)
 
     # ---- being given
 

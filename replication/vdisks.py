@@ -129,6 +129,7 @@ class Vdisks:
         if self.company is not None:
             self.company.mirror.load_owners(owners)
             self.company.versions.open()
+            self.company.frozen.open()
         for row in rows:
             resting = read_resting(decode_value(row.key, row.value))
             if resting is not None:
@@ -161,6 +162,7 @@ class Vdisks:
             self.company.end()
         if self.company is not None:
             self.company.versions.close()
+            self.company.frozen.close()
         self.workspace.close_threads()
 
     # ---- handles
@@ -251,6 +253,8 @@ class Vdisks:
     def close(self, number: int) -> None:
         """Gives a handle back."""
         self._views.leave(self._files.close(number))
+        if self.company is not None:
+            self.company.frozen.note_closed(number)
         self._note_closed(file_of(number))
 
     def _note_closed(self, file_id: int) -> None:
@@ -268,26 +272,27 @@ class Vdisks:
             await self.company.transfers.deposed.wait(number, file_id)
             served = self.heads_by_handle.get(number)
         if served is None:
-            is_snapshot = self._views.get(file_id) is not None or self.family.by_id(file_id) is not None
-            is_snapshot |= self.company is not None and self.company.versions.owns(file_id)
             self._files.expect(file_id)
             try:
-                if is_snapshot:
-                    served = await self._view(file_id)
-                else:
-                    await read_facts(
-                        self.workspace.catalog, file_id
-                    )  # a snapshot that was removed is no vdisk
-                    served = await self._resumed(file_id)
+                served = await self._resumed(number)
             except BaseException:
                 self._give_up(file_id)
                 raise
-            self._files.adopt(number, served)
+            company = self.company
+            writer = not isinstance(served, View) and (company is None or company.may_be_written(file_id))
+            self._files.adopt(number, served, writer=writer)
         return served
 
-    async def _resumed(self, vdisk: VdiskId) -> Head | Remote:
+    async def _resumed(self, number: int) -> Head | View | Remote:
         """What a file serves that a dead daemon had opened, perhaps for writing."""
-        return await (self.head(vdisk) if self.company is None else self.company.writable(vdisk))
+        file_id, company = file_of(number), self.company
+        is_snapshot = self._views.get(file_id) is not None or self.family.by_id(file_id) is not None
+        if is_snapshot or (company is not None and company.versions.owns(file_id)):
+            return await self._view(file_id)
+        await read_facts(self.workspace.catalog, file_id)  # a snapshot that was removed is no vdisk
+        if company is None:
+            return await self.head(file_id)
+        return await company.frozen.view(number) or await company.resumed(number)
 
     async def follow_owner(self, vdisk: VdiskId) -> None:
         """A head that takes no more changes: returns when its files are served by what took its place."""
@@ -301,9 +306,15 @@ class Vdisks:
             InvalidRequest: it reads a snapshot, which nobody can change (EBADF).
         """
         served = await self.reader_of(number)
-        if isinstance(served, View):
+        if not isinstance(served, View):
+            return served
+        if self.company is None or served.snapshot_id != served.vdisk:
             raise InvalidRequest(f"a snapshot cannot be changed id={served.snapshot_id}", number=errno.EBADF)
-        return served
+        # It was taken for a reader's: that it writes, a daemon whose disk was full could not note for this one.
+        found = await self.company.writable(VdiskId(served.vdisk))
+        self.company.frozen.note_closed(number)
+        self._files.serve_writer(number, found)
+        return found
 
     def has_handles(self, vdisk: VdiskId) -> bool:
         """Whether any file of this vdisk is open, also a version of it that another node made."""

@@ -131,7 +131,9 @@ class Versions:
             if xxh3_64_intdigest(record[:-8]) != digest:
                 log.warning("the list of version inodes is cut short: %s", self._path)
                 return
-            snapshot = _snapshot(word >> 8, Newest(vdisk, number, check, size, own_blocks, overlap, mtime_ns))
+            snapshot = snapshot_of(
+                Newest(vdisk, number, check, size, own_blocks, overlap, mtime_ns), word >> 8
+            )
             yield word & 0xFF, word >> 8, _Version(snapshot, check)
 
     def _write(self, kind: _Kind, version: _Version) -> bytes:
@@ -198,7 +200,7 @@ class Versions:
         key = newest.vdisk, newest.version, newest.check
         version = self._by_id.get(self._ids.get(key, 0))
         if version is None or version.is_lost:
-            version = _Version(_snapshot(self._next_id, newest), newest.check)
+            version = _Version(snapshot_of(newest, self._next_id), newest.check)
             self._by_id[self._next_id] = version
             self._ids[key] = self._next_id
             self._next_id += 1
@@ -290,7 +292,8 @@ class Versions:
                 self._unpin(version)
 
 
-def _snapshot(number: int, newest: Newest) -> Snapshot:
+def snapshot_of(newest: Newest, number: int) -> Snapshot:
+    """A version in the shape of one with a name, its file's inode number this one."""
     return Snapshot(
         vdisk=newest.vdisk,
         name="",

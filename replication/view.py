@@ -28,6 +28,7 @@ class View(Reader):
         """Why an fsync fails: what was written to the vdisk here is lost, because another node has taken it over."""
         self.lost = False
         """The index, built anew, has not got this version."""
+        self.snapshot = snapshot
         self.version, self.snapshot_id = snapshot.version, snapshot.id
         self.size, self.overlap = snapshot.size, snapshot.overlap
         self.own_blocks, self.mtime_ns = snapshot.own_blocks, snapshot.mtime_ns

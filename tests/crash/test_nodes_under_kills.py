@@ -194,3 +194,25 @@ def test_what_was_written_just_after_a_hand_over_outlives_the_daemon(nodes: Moun
                     assert os.preadv(fd, [room], block_no * BLOCK) == BLOCK
                     assert room[:] == block, (turn, block_no)
             os.close(fd)
+
+
+def test_a_file_that_is_read_stays_what_it_was_when_its_vdisk_moves_and_its_daemon_dies(
+    nodes: MountedNodes, seed: int
+) -> None:
+    here, there = nodes.node("a"), nodes.node("b")
+    before, after = random.Random(seed).randbytes(BLOCK), random.Random(seed + 1).randbytes(BLOCK)
+    path = here.create("moved", f"{BLOCK}")
+    path.write_bytes(before)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        for _ in range(2):
+            (there.mountpoint / "moved").write_bytes(after)
+            os.kill(here.daemon_pid(), signal.SIGKILL)
+            with mmap.mmap(-1, BLOCK) as room:
+                assert os.preadv(fd, [room], 0) == BLOCK
+                assert room[:] == before
+            assert read_directly(path, BLOCK) == after
+        there.run("check", there.mountpoint)
+        assert there.json("owner", "show", there.mountpoint / "moved")["node"] == "b"
+    finally:
+        os.close(fd)

@@ -258,6 +258,10 @@ class Administrator:
 
     # ---- at the end
 
+    async def remove_strays(self) -> None:
+        """What is left of vdisks that are deleted: whoever did that may have died, or not have heard that it is done."""
+        await Collector(self._vdisks).collect(lambda _: None, vdisks=(), strays=True)
+
     async def look_at_all(self) -> None:
         """All is well: what is kept can be read."""
         for kept in self._estate.kept:

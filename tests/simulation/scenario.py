@@ -274,6 +274,7 @@ class Scenario:
                     if disk.is_known:
                         await self._look(name, disk)
                 await Administrator(self._estate, name, self._chance).look_at_all()
+            await Administrator(self._estate, self._names[0], self._chance).remove_strays()
         if scope.cancelled_caught:
             self._failures.append("a reader waits for ever though all is well")
 
