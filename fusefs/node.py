@@ -267,8 +267,7 @@ async def _make_trash(
 def _make_peers(vdisks: Vdisks, notifications: Notifications, store: NamespaceStore) -> PeerInodes | None:
     if vdisks.company is None:
         return None
-    kernel_knows, clock_s = notifications.knows_inode, vdisks.workspace.clock_s
-    return PeerInodes(vdisks.company, kernel_knows=kernel_knows, clock_s=clock_s, catch_up=store.catch_up)
+    return PeerInodes(vdisks.company, kernel_knows=notifications.knows_inode, catch_up=store.catch_up)
 
 
 def _knows_none(_: int) -> bool:

@@ -25,9 +25,6 @@ from metadata.snapshots import Snapshot
 from replication.company import Company
 from replication.versions import END_ID, FIRST_ID
 
-WRITING_S = 5.0
-"""So long a name leads to the head's inode after somebody wanted to write. The kernel looks it up at once, twice, and each
-time a silent owner may be waited for."""
 LISTED_FROM = (FIRST_ID + END_ID) // 2
 """From here on a number is a vdisk's in a listing; versions have those below."""
 
@@ -47,7 +44,6 @@ class PeerInodes:
     Args:
         company: what this node knows of the others.
         kernel_knows: whether the kernel holds an inode.
-        clock_s: for how long somebody wants to write.
         catch_up: brings what this node knows to where the catalog is.
     """
 
@@ -56,13 +52,10 @@ class PeerInodes:
         company: Company,
         *,
         kernel_knows: Callable[[int], bool],
-        clock_s: Callable[[], float],
         catch_up: Callable[[], Awaitable[object]],
     ) -> None:
-        self._company, self._kernel_knows, self._clock_s = company, kernel_knows, clock_s
-        self._catch_up = catch_up
-        self._wanted: dict[int, list[float]] = {}
-        """For each open that was told ESTALE, until when it is expected to come again."""
+        self._company, self._kernel_knows, self._catch_up = company, kernel_knows, catch_up
+        self._writers = company.writers
         folder = os.path.dirname(company.holdings.workspace.index.path)
         self._generations = Generations(os.path.join(folder, "generations"), kernel_knows)
         """Of heads' inodes, as the kernel was told last."""
@@ -72,7 +65,6 @@ class PeerInodes:
         """How often it was told; a word of its that it has forgotten one may be overtaken by the next."""
         self._mixed: set[int] = set()
         """Heads' inodes of which the kernel may have pages of an older version."""
-        company.transfers.is_wanted = self._is_wanted
         company.may_be_written = self._may_be_written
 
     def begin(self, is_successor: bool) -> None:
@@ -141,7 +133,7 @@ class PeerInodes:
         Raises:
             Corrupt, Unavailable: nobody knows.
         """
-        if self._is_wanted(vdisk):
+        if self._writers.is_expected(vdisk):
             return None
         try:
             return await self._company.versions.look_up(vdisk)
@@ -154,11 +146,8 @@ class PeerInodes:
         Raises:
             InvalidRequest: ESTALE.
         """
-        vdisk, now_s = self.vdisk_of(inode), self._clock_s()
-        for one in [one for one, untils in self._wanted.items() if untils[-1] <= now_s]:
-            del self._wanted[one]
-            self._company.transfers.note_closed(one)
-        self._wanted.setdefault(vdisk, []).append(now_s + WRITING_S)
+        vdisk = self.vdisk_of(inode)
+        self._writers.expect(vdisk)
         raise stale(vdisk)
 
     async def check_writing(self, inode: int) -> None:
@@ -176,15 +165,7 @@ class PeerInodes:
             await self._company.writable(VdiskId(vdisk))
             if vdisk != inode or self._is_outdated(inode):
                 self.refuse_writing(inode)
-        self._note_writing(inode)
-
-    def _note_writing(self, vdisk: int) -> None:
-        """One of those who were told ESTALE is there again: the name leads to versions for the next."""
-        untils = self._wanted.get(vdisk)
-        if untils and len(untils) > 1:
-            untils.pop(0)
-        else:
-            self._wanted.pop(vdisk, None)
+        self._writers.note_come(inode)  # the name leads to versions for the next
 
     async def version_to_open(self, inode: int, flags: int) -> int | None:
         """The version to open: the one that an inode is; None: it is none. ``flags``: of open(2).
@@ -204,12 +185,9 @@ class PeerInodes:
             return inode
         if not self.is_foreign(inode):
             return None
-        if self._is_wanted(inode):
+        if self._writers.is_expected(inode):
             return (await self._company.versions.newest(inode)).id
         raise stale(inode)
-
-    def _is_wanted(self, vdisk: int) -> bool:
-        return vdisk in self._wanted and self._clock_s() < self._wanted[vdisk][-1]
 
     def _is_outdated(self, vdisk: int) -> bool:
         """Whether the kernel has not looked the head's inode up since it became another file."""

@@ -89,6 +89,7 @@ class Company:
             note_version=self.follower.note_version,
             frozen=self.frozen,
         )
+        self.writers = self.transfers.writers
         self.forwarding = Forwarding(links, head=holdings.head, files=holdings.files)
 
     def has_others(self) -> bool:
@@ -97,6 +98,16 @@ class Company:
 
     def _note_deposed(self, vdisk: int, why: VdiskfsError) -> None:
         self.transfers.note_deposed(vdisk, why)
+
+    def open_files(self) -> None:
+        """At the start: what an earlier daemon noted for this one."""
+        for noted in (self.versions, self.frozen, self.writers):
+            noted.open()
+
+    def close_files(self) -> None:
+        """At the end."""
+        for noted in (self.versions, self.frozen, self.writers):
+            noted.close()
 
     def keep_only(self, kernel_knows: Callable[[int], bool]) -> None:
         """At a daemon's start: what an earlier one noted of inodes that the kernel does not know is over."""

@@ -16,6 +16,7 @@ At most one node writes the owner record at a time: each change compares it with
 
 import functools
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from metadata.snapshots import Snapshot
 from replication.cluster import SESSION_S, Answer, Links, Membership
 from replication.commit import start_running
 from replication.deposed import DeposedReaders
+from replication.expected_writers import ExpectedWriters
 from replication.forwarding import facts_of, perform
 from replication.frozen_files import FrozenFiles
 from replication.head import Head
@@ -113,8 +115,11 @@ class Transfers:
         self._learned: dict[int, int] = {}
         """Epochs of this node under which the mirror has been read anew, or was never behind."""
         self._opening: Counter[int] = Counter()
-        self.is_wanted: Callable[[int], bool] = lambda vdisk: False
-        """Whether a file that was to be opened for writing is expected to be in a moment."""
+        self.writers = ExpectedWriters(
+            os.path.join(os.path.dirname(holdings.workspace.index.path), "writers"),
+            clock_s=holdings.workspace.clock_s,
+            note_over=self.note_closed,
+        )
         self.note_resized: Callable[[int], None] | None = None
         """As ``Remote.note_resized``."""
         self._forwarded_before = 0
@@ -321,7 +326,9 @@ class Transfers:
         return {"epoch": epoch, "kept": kept}, b""
 
     def _is_used(self, vdisk: int) -> bool:
-        used = self._own.users.get(vdisk, 0) > 0 or self._opening[vdisk] > 0 or self.is_wanted(vdisk)
+        used = (
+            self._own.users.get(vdisk, 0) > 0 or self._opening[vdisk] > 0 or self.writers.is_expected(vdisk)
+        )
         return used or self._own.files.has_writer(vdisk)
 
     @contextmanager

@@ -128,8 +128,7 @@ class Vdisks:
         self._claimed |= {id_in_key(row.key, OWNER_PREFIX) for row in owners}
         if self.company is not None:
             self.company.mirror.load_owners(owners)
-            self.company.versions.open()
-            self.company.frozen.open()
+            self.company.open_files()
         for row in rows:
             resting = read_resting(decode_value(row.key, row.value))
             if resting is not None:
@@ -161,8 +160,7 @@ class Vdisks:
         if self.company is not None:
             self.company.end()
         if self.company is not None:
-            self.company.versions.close()
-            self.company.frozen.close()
+            self.company.close_files()
         self.workspace.close_threads()
 
     # ---- handles

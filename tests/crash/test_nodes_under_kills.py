@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import errno
 import mmap
 import os
 import pathlib
@@ -119,14 +118,8 @@ def test_guests_of_an_owner_and_of_its_peer_do_not_notice_that_both_daemons_die(
 
 
 def open_to_write(path: pathlib.Path) -> int:
-    """Open a file past the page cache; once more if a daemon has died in the middle of it (ESTALE)."""
-    flags = os.O_RDWR | os.O_DIRECT
-    try:
-        return os.open(path, flags)
-    except OSError as problem:
-        if problem.errno != errno.ESTALE:
-            raise
-        return os.open(path, flags)
+    """Open a file past the page cache."""
+    return os.open(path, os.O_RDWR | os.O_DIRECT)
 
 
 class Visitor:
