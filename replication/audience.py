@@ -9,6 +9,7 @@ that it has the newest before it has that one (``Follower.note_version``). So th
 told a little later, of many commits at once.
 """
 
+import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ class Subscriber:
     """When its last renewal came."""
     serial: int
     """Of its subscription; the node gives each a greater one."""
+    term: int = 0
+    """Given by the owner: of two that bear one serial, because the node's call came twice, only the one whose answer
+    the node has got can be renewed."""
     acknowledged: int = 0
     is_active: bool = False
     """It has, or is being told, all commits; what is not is only a pin against collection."""
@@ -86,6 +90,7 @@ class Audience:
         self._forwarding = Counter[str]()
         """Nodes, by how many of their requests are being committed."""
         self._is_late = False
+        self._terms = secrets.randbits(48)
 
     def add(self, node: str, serial: int) -> Subscriber:
         """A node subscribes, or subscribes anew: not active yet.
@@ -99,7 +104,8 @@ class Audience:
         if before is not None and before.serial >= serial:
             raise Unavailable("the node has subscribed anew since")
         self.remove(node)
-        added = self.subscribers[node] = Subscriber(node, self._clock_s(), serial)
+        self._terms += 1
+        added = self.subscribers[node] = Subscriber(node, self._clock_s(), serial, self._terms)
         return added
 
     def activate(self, subscriber: Subscriber, version: int) -> None:
@@ -107,11 +113,11 @@ class Audience:
         subscriber.is_active, subscriber.acknowledged = True, version
         self._nursery.start_soon(self._tell, subscriber)
 
-    def renew(self, node: str) -> bool:
+    def renew(self, node: str, term: int) -> bool:
         """A renewal came; says whether there was anything to renew."""
         self.end_old()
         subscriber = self.subscribers.get(node)
-        if subscriber is None:
+        if subscriber is None or subscriber.term != term:
             return False
         subscriber.renewed_s = self._clock_s()
         return True

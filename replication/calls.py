@@ -13,8 +13,9 @@ So a hand-over need not carry anything, and a takeover learns what a dead owner 
 far back (collected since), nobody knows, and the caller's guest gets an error. After "Implementing Linearizability at
 Large Scale and Low Latency", Lee and others, SOSP 2015, whose completion records these numbers are.
 
-A discard in several pieces, and a write over a full journal, may be cut in two by a commit; then the last part's has the
-number, and an owner's death between has the first part done twice.
+A change that a number stands for is made in one stretch, so that no commit cuts it in two: a discard is asked for piece by
+piece, and a write waits for room in the journal for itself and its number. Only a file that is cut may lose its end in two
+steps; done twice, that is the same as being cut later.
 """
 
 from collections.abc import Iterator

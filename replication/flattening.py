@@ -70,8 +70,8 @@ async def _copy_all(head: Head, progress: Progress) -> None:
 
 async def _copy_vblock(head: Head, vblock: int) -> int:
     """Copies one vblock's blocks that are the parent's; returns how many bytes."""
+    await load_rows(head, (vblock,), parents=True)  # not inside: it may wait for who waits for holds to end
     with head.workspace.moves.hold():
-        await load_rows(head, (vblock,), parents=True)
         plan = plan_runs(head, vblock * VBLOCK_BLOCKS, VBLOCK_BLOCKS)
         runs = [run for run in plan if run.inherited and run.groups is not None]
         if not runs:

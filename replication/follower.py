@@ -100,6 +100,8 @@ class _Following:
     owner: Owner
     used_s: float
     trusted_until_s: float = 0.0
+    term: int = 0
+    """As the owner calls it."""
     state: VdiskState | None = None
     """What the index has; None: not trusted yet."""
     heard: int = 0
@@ -271,6 +273,7 @@ class Follower:
                 if standing.epoch != owner.epoch:
                     raise NotOwner(f"the vdisk has got another epoch vdisk={vdisk}")
                 following.trusted_until_s = max(following.trusted_until_s, sent_s + TRUSTED_S)
+                following.term = standing.term
                 state = await self._catch_up_with(vdisk, standing)
                 if standing.is_active and self._following.get(vdisk) is following:
                     following.state = state
@@ -485,9 +488,12 @@ class Follower:
 
     async def _renew(self, node: str, vdisks: list[int]) -> None:
         before = {vdisk: self._following.get(vdisk) for vdisk in vdisks}
+        terms = [following.term if following is not None else 0 for following in before.values()]
         sent_s = self._workspace.clock_s()
         try:
-            answer, _ = await self._links.call(node, RENEW, {"vdisks": vdisks}, deadline_s=RENEW_S)
+            answer, _ = await self._links.call(
+                node, RENEW, {"vdisks": vdisks, "terms": terms}, deadline_s=RENEW_S
+            )
             lost = set(numbers_in(answer, "lost"))
         except VdiskfsError:  # not renewed: trust in it ends by itself
             return

@@ -14,6 +14,7 @@ import trio
 
 from metadata.errors import NotOwner, Unavailable
 from metadata.ids import VdiskId
+from metadata.units import BLOCK_BYTES
 from replication import head_read, head_write
 from replication.calls import is_committed, note_taken
 from replication.cluster import Answer, Links
@@ -37,7 +38,8 @@ async def _read(head: Head, arguments: Arguments, data: bytes) -> bytes:
 
 async def _write(head: Head, arguments: Arguments, data: bytes) -> bytes:
     offset = int(arguments["offset"])
-    if not head.write_nowait(offset, memoryview(data)):
+    has_room = head.journal.room() > 2 * (len(data) // BLOCK_BYTES + 2) + 2  # for the call's number, too
+    if not has_room or not head.write_nowait(offset, memoryview(data)):
         await head_write.write(head, offset, data)
     return b""
 

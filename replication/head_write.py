@@ -16,7 +16,7 @@ from replication.head_read import first_mapped, load_rows, read
 
 _TRIES = 1000
 """A write starts over when its old blocks changed under it; so often in a row means a bug."""
-_PUNCH_VBLOCKS = 64
+PUNCH_VBLOCKS = 64
 """Vblocks punched between two yields."""
 
 
@@ -113,7 +113,7 @@ async def share(head: Head, block_no: int, count: int, place: int) -> None:
             block_no = max(block_no, await _next_mapped(head, block_no >> 8, end) << 8)
             if block_no >= end:
                 return
-        stop = min(end, ((block_no >> 8) + _PUNCH_VBLOCKS) << 8)
+        stop = min(end, ((block_no >> 8) + PUNCH_VBLOCKS) << 8)
         await _ready_to_share(head, block_no, stop - block_no)
         head.put_shared(block_no, stop - block_no, place)
         block_no = stop

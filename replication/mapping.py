@@ -78,8 +78,9 @@ async def _map(head: Reader, offset: int, length: int, *, version: int) -> list[
     extents: list[dict[str, Any]] = []
     while block_no <= last:
         count = min(last + 1, ((block_no >> 8) + _VBLOCKS_AT_ONCE) << 8) - block_no
+        # Not inside: it may wait for an index that is built anew, which waits for who holds.
+        await load_rows(head, range(block_no >> 8, (block_no + count - 1 >> 8) + 1), parents=True)
         with head.workspace.moves.hold():
-            await load_rows(head, range(block_no >> 8, (block_no + count - 1 >> 8) + 1), parents=True)
             plan = _joined(plan_runs(head, block_no, count))
             extents += await _extents(head, plan, version)
         block_no += count

@@ -2,7 +2,7 @@
 
 subscribe    peer to owner: what the peer's index has      answer: a Standing
 publish      owner to peer: Publications of one vdisk, in order, and their records; the answer acknowledges all of them
-renew        peer to owner: vdisks                         answer: those it has no subscription for ("lost")
+renew        peer to owner: vdisks and their terms         answer: those it has no such subscription for ("lost")
 unsubscribe  peer to owner: vdisks
 moved        new owner to all: vdisk and epoch; trust in what was published under an older epoch ends
 
@@ -63,6 +63,8 @@ class Standing:
     """Commits from here on are published; False: only after the subscriber has come closer and asks again."""
     kept: tuple[int, ...]
     """The versions that somebody keeps."""
+    term: int = 0
+    """Of the subscription, to be renewed with."""
 
 
 def digest(descent: Descent) -> int:
@@ -150,4 +152,5 @@ def standing_in(values: Mapping[str, Any]) -> Standing:
         descent=number_in(values, "descent"),
         is_active=bool(values.get("is_active")),
         kept=tuple(numbers_in(values, "kept")),
+        term=number_in(values, "term"),
     )

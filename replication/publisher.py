@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -211,6 +212,7 @@ class Publisher:
         if self._mirror.owners.get(vdisk, owner) != owner:
             raise NotOwner(f"the vdisk has got another owner vdisk={vdisk}")
         standing = self._standing(vdisk, owner, collected=collected, seen=version)
+        standing = replace(standing, term=subscriber.term)
         if standing.is_active:
             audience.activate(subscriber, standing.version)
         return values_of(standing), b""
@@ -263,10 +265,10 @@ class Publisher:
     async def _renew(self, node: str, values: Mapping[str, Any], _: bytes) -> Answer:
         if not self._membership.is_certain():
             raise Unavailable("the node is not sure of its session")
-        lost = []
-        for vdisk in numbers_in(values, "vdisks"):
+        lost, vdisks, terms = [], numbers_in(values, "vdisks"), numbers_in(values, "terms")
+        for vdisk, term in zip(vdisks, terms, strict=False):
             audience = self._audiences.get(vdisk)
-            if audience is None or not audience.renew(node):
+            if audience is None or not audience.renew(node, term):
                 lost.append(vdisk)
         return {"lost": lost}, b""
 

@@ -15,7 +15,9 @@ import trio
 from metadata.errors import Fenced, NotOwner, Unavailable, VdiskfsError
 from metadata.ids import VdiskId
 from metadata.records import call_number
+from metadata.units import BLOCK_BYTES, VBLOCK_BYTES
 from replication.cluster import SESSION_S, Links
+from replication.head_write import PUNCH_VBLOCKS
 from replication.ownership import Owner
 
 CALL_S = 5.0
@@ -23,6 +25,8 @@ CALL_S = 5.0
 REQUEST_S = 3 * SESSION_S
 """All tries: an owner's session may have to end first."""
 RETRY_S = 0.05
+
+_PIECE_BYTES = PUNCH_VBLOCKS * VBLOCK_BYTES
 
 Perform = Callable[[str, dict[str, Any], bytes], Awaitable[bytes]]
 """Does it on this node's head."""
@@ -79,8 +83,22 @@ class Remote:
         await self.ask("write", {"offset": offset}, data)
 
     async def punch(self, offset: int, size: int) -> None:
-        """Zeros; durable and published."""
-        await self.ask("punch", {"offset": offset, "size": size})
+        """Zeros; durable and published.
+
+        Asked for piece by piece: what one commit holds. Of a discard that commits cut in two, the first part could be
+        done twice, the second time over what somebody has written meanwhile.
+        """
+        end = offset + size
+        if piece_end(offset, end) < end:
+            await self.look()
+            end = min(end, self.size)
+        while offset < end:
+            stop = piece_end(offset, end)
+            await self.ask("punch", {"offset": offset, "size": stop - offset})
+            offset = stop
+            if offset < end:
+                found = await self.seek(offset, data=True)
+                offset = end if found is None else max(offset, found - found % BLOCK_BYTES)
 
     async def truncate(self, size: int) -> None:
         """Sets the size; durable and published."""
@@ -149,3 +167,11 @@ class Remote:
         if facts["version"] >= self.version:
             self.size, self.own_blocks = facts["size"], facts["own_blocks"]
             self.mtime_ns, self.version = facts["mtime_ns"], facts["version"]
+
+
+def piece_end(offset: int, end: int) -> int:
+    """Where the first part of a discard ends that the owner does in one stretch: in a block, or of whole ones."""
+    if offset % BLOCK_BYTES:
+        return min(end, offset - offset % BLOCK_BYTES + BLOCK_BYTES)
+    whole = end - end % BLOCK_BYTES
+    return end if offset >= whole else min(whole, (offset // _PIECE_BYTES + 1) * _PIECE_BYTES)

@@ -62,8 +62,9 @@ async def _scrub_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
         vblock = await vdisks.workspace.wait_for(look)
         if vblock is None:
             break
+        # Not inside: it may wait for an index that is built anew, which waits for who holds.
+        await load_rows(head, (vblock,), parents=True)
         with vdisks.workspace.moves.hold():
-            await load_rows(head, (vblock,), parents=True)
             for run in plan_runs(head, vblock << 8, 256):
                 if run.groups is not None:
                     findings += await _scrub_run(head, run)

@@ -97,12 +97,11 @@ async def places_of(
     """
     found: dict[tuple[int, int], Ranges] = {}
     async for part in _parts_of(reader, stretches):
-        with reader.workspace.moves.hold():
-            await load_rows(reader, {block_no >> 8 for block_no, _ in part}, parents=True)
-            for run in itertools.chain.from_iterable(plan_runs(reader, *stretch) for stretch in part):
-                if run.groups is not None:
-                    ranges = found.setdefault((run.groups.vdisk, run.place >> 16), Ranges())
-                    ranges.add(run.place & POSITION_MASK, (run.place & POSITION_MASK) + run.count)
+        await load_rows(reader, {block_no >> 8 for block_no, _ in part}, parents=True)
+        for run in itertools.chain.from_iterable(plan_runs(reader, *stretch) for stretch in part):
+            if run.groups is not None:
+                ranges = found.setdefault((run.groups.vdisk, run.place >> 16), Ranges())
+                ranges.add(run.place & POSITION_MASK, (run.place & POSITION_MASK) + run.count)
         await trio.lowlevel.checkpoint()
     return found
 

@@ -151,6 +151,25 @@ def test_a_subscription_that_comes_twice_is_still_told_all(cluster: ClusterRig) 
     run(scenario)
 
 
+def test_a_subscription_that_is_over_is_not_revived_by_a_call_that_comes_twice(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 1)
+            await newest(b)
+            follower, audience = company_of(b).follower, head.audience
+            assert audience is not None
+            again = {"vdisk": V, "version": 0, "serial": audience.subscribers["b"].serial}
+            audience.remove("b")  # as if it had not been heard of for long
+            await changed(head, 2)
+            await cluster.switch.nodes["b"].call("a", SUBSCRIBE, again, deadline_s=1.0)
+            await follower._renew("a", [V])
+            assert (await newest(b)).version == 2
+
+    run(scenario)
+
+
 def test_one_far_behind_comes_close_before_it_is_waited_for(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():

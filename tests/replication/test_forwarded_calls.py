@@ -1,5 +1,6 @@
 """A forwarded change counts once, though its answer is lost and the vdisk has another owner when it is asked for again."""
 
+import itertools
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,13 +12,16 @@ from metadata.errors import NotOwner
 from metadata.ids import CUT, VdiskId
 from metadata.index import VdiskState
 from metadata.records import call_number
-from replication.calls import is_committed
+from replication import head_write
+from replication.calls import is_committed, records_back
 from replication.head import Head
-from replication.remote import Remote
+from replication.recovery import LogReader
+from replication.remote import Remote, piece_end
 from tests.replication.cluster_rig import ClusterRig
 from tests.replication.rig import B, Rig, block, blocks, create, handles_of, opened, run, sound, write
 from tests.replication.sharing import counts_of, get, put, writer
 
+MIB = 1 << 20
 Misfortune = Callable[[ClusterRig], Awaitable[None]]
 
 
@@ -214,5 +218,82 @@ def test_a_file_made_remote_knows_what_its_head_knew(cluster: ClusterRig) -> Non
             remote = a.heads_by_handle[mine]
             assert isinstance(remote, Remote)
             assert (remote.size, remote.version) == (4 * B, version)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("offset", "end"),
+    [(0, 1), (1, B), (5, 3 * B + 7), (B, 200 * MIB), (B + 1, 200 * MIB - 1), (63 * MIB, 65 * MIB)],
+)
+def test_a_discard_s_pieces_are_in_one_block_or_whole_blocks_that_are_put_at_once(
+    offset: int, end: int
+) -> None:
+    at = offset
+    while at < end:
+        stop = piece_end(at, end)
+        assert at < stop <= end
+        in_one_block = at // B == (stop - 1) // B
+        assert in_one_block or (at % B == stop % B == 0 and at // (64 * MIB) == (stop - 1) // (64 * MIB))
+        at = stop
+
+
+def test_a_discard_whose_owner_dies_in_the_middle_is_not_done_again_over_what_was_written_since(
+    cluster: ClusterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, dying, parts = head_write._ready_to_share, trio.Event(), list[int]()
+
+    async def held_up(head: Head, block_no: int, count: int) -> None:
+        parts.append(block_no)
+        if len(parts) == 3:
+            dying.set()
+            await trio.sleep_forever()
+        await ready(head, block_no, count)
+
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await create(a, 20, 200 * MIB)
+            mine, theirs = await writer(a, 20), await writer(b, 20)
+            for at in (0, 70 * MIB, 140 * MIB, 199 * MIB):
+                await put(a, mine, at, block(1))
+            remote = b.heads_by_handle[theirs]
+            assert isinstance(remote, Remote)
+            monkeypatch.setattr(head_write, "_ready_to_share", held_up)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(remote.punch, 5, 200 * MIB - 5)
+                await dying.wait()
+                assert await get(a, mine, 70 * MIB, B) == bytes(B)
+                await put(a, mine, 70 * MIB, block(3))
+                await a.flush_handle(mine)
+                await cluster.kill("a")
+                cluster.switch.expire("a")
+            assert await get(b, theirs, 0, 2 * B) == block(1)[:5] + bytes(2 * B - 5)
+            assert await get(b, theirs, 70 * MIB, B) == block(3)
+            assert await get(b, theirs, 140 * MIB, B) == await get(b, theirs, 199 * MIB, B) == bytes(B)
+            await sound(b, 20)
+
+    run(scenario)
+
+
+def test_a_forwarded_write_and_its_number_are_in_one_commit_though_the_journal_is_full(
+    cluster: ClusterRig,
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, 20, 4 * B)
+            mine, theirs = await writer(a, 20), await writer(b, 20)
+            await put(b, theirs, 0, block(1))
+            while head.journal.room() > 3:
+                await put(a, mine, B, block(2))
+            version = head.log.version
+            await put(b, theirs, 0, block(3))
+            with LogReader(a.workspace.pool, 20) as reader:
+                found = records_back(reader, head.log.record_place, head.log.record_check)
+                records = list(itertools.takewhile(lambda record: record.version > version, found))
+            (holder,) = [record for record in records if record.calls()]
+            assert 0 in [block_no for block_no, _, place in holder.runs() if place != CUT]
+            await sound(a, 20)
 
     run(scenario)

@@ -84,9 +84,15 @@ class NodeFiles:
         """Under whom a write is done, in truth; another one may do it again."""
         return self._world.reign(vdisk)
 
-    def is_certain(self) -> bool:
-        """Whether what an owner reads of itself is the newest: until others may have taken it over."""
-        return self._world.rig(self.name).session.is_certain()
+    def lease(self) -> int:
+        """The node's session's, while it is certain; else 0. Who had one and the same before and after a read was the
+        owner all the time, if it was at all: nobody can have taken over."""
+        session = self._world.rig(self.name).session
+        return session._lease if session.is_certain() else 0
+
+    def last_lease(self) -> int:
+        """The same, certain or not: one that ended meanwhile is not the one that is certain later."""
+        return self._world.rig(self.name).session._lease
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         await self._world.rig(self.name).resumed.wait()
