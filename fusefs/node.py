@@ -143,6 +143,8 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         times.note("names")
         vdisks = Vdisks(workspace, start_over=_start_over(index.path))
         if vdisks.company is not None:
+            vdisks.company.may_be_open = lambda _: True  # until the kernel can be asked
+        if vdisks.company is not None:
             await stack.enter_async_context(_meanwhile(vdisks.company.run))  # to the last commit
         await stack.enter_async_context(vdisks)
         times.note("journal and logs")

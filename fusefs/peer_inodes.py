@@ -65,11 +65,16 @@ class PeerInodes:
         """How often it was told; a word of its that it has forgotten one may be overtaken by the next."""
         self._mixed: set[int] = set()
         """Heads' inodes of which the kernel may have pages of an older version."""
-        company.may_be_written = self._may_be_written
+        company.may_be_written, company.may_be_open = self._may_be_written, self._may_be_open
+        self._is_successor = False
 
     def begin(self, is_successor: bool) -> None:
         """At a daemon's start."""
         self._open_before = self._generations.begin(is_successor)
+        self._is_successor = is_successor
+
+    def _may_be_open(self, vdisk: int) -> bool:
+        return self._is_successor and self._kernel_knows(vdisk)
 
     def _may_be_written(self, vdisk: int) -> bool:
         return vdisk in self._open_before
@@ -244,6 +249,7 @@ class PeerInodes:
         if self._lookups[inode] <= 0:
             del self._lookups[inode]
             self._generations.forget(inode)
+            self._company.frozen.forget(inode)
             self._open_before.discard(inode)
             self._mixed.discard(inode)
         self._company.versions.forget(inode, lookups, kernel_knows=self._kernel_knows)

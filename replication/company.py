@@ -38,6 +38,8 @@ class Company:
         self.holdings, self.links, self.membership = holdings, links, membership
         self.node = membership.node
         self._begun = trio.Event()
+        self.may_be_open: Callable[[int], bool] = lambda vdisk: False
+        """Whether files of the vdisk may be open of which this daemon has not heard yet."""
         self.may_be_written: Callable[[int], bool] = lambda vdisk: True
         """Whether a file of the vdisk that a dead daemon opened may be open for writing."""
         space = holdings.workspace
@@ -89,6 +91,7 @@ class Company:
             note_version=self.follower.note_version,
             frozen=self.frozen,
         )
+        self.transfers.may_be_open = lambda vdisk: self.may_be_open(vdisk)
         self.writers = self.transfers.writers
         self.forwarding = Forwarding(links, head=holdings.head, files=holdings.files)
 
@@ -178,6 +181,9 @@ class Company:
         vdisk = file_of(number)
         if self.may_be_written(vdisk):
             return await self.writable(vdisk)
+        frozen = await self.frozen.unheard(number)
+        if frozen is not None:
+            return frozen
         if self.has_others():
             await self.transfers.leave_strange(vdisk)
         try:

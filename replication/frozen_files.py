@@ -4,6 +4,9 @@ When a vdisk is handed over, or was taken over, who has it open for reading goes
 neither the newest version, which a new open sees, nor anything that the file's number says. So it lies in a file of the
 state directory, one record for each open file; the version stays pinned until the last of its readers is closed.
 
+A daemon that has just come does not know which files are open. When it gives a vdisk away of which the kernel knows the
+inode, it notes the version for *those of which it has not heard yet*, under the serial number 0, until the kernel forgets.
+
 A record that was torn ends the list: what follows it was never acknowledged to anybody.
 """
 
@@ -151,6 +154,31 @@ class FrozenFiles:
             self._note(number, one)
         self._family.unpin(view.vdisk, view.version)  # the caller's
         self._add_records([_encoded(number, one) for number in one.files])
+
+    def note_unheard(self, view: View) -> None:
+        """So do files of the vdisk that an earlier daemon opened and of which this one has not heard."""
+        if view.vdisk not in self._by_file:  # later versions are of files that were opened since
+            one = _Frozen(view.snapshot)
+            self._note(view.vdisk, one)
+            self._add_records([_encoded(view.vdisk, one)])
+
+    async def unheard(self, number: int) -> View | None:
+        """What such a file reads.
+
+        Raises:
+            As ``view``.
+        """
+        one = self._by_file.get(file_of(number))
+        if one is None:
+            return None
+        self._note(number, one)
+        self._add_records([_encoded(number, one)])
+        return await self.view(number)
+
+    def forget(self, vdisk: int) -> None:
+        """The kernel has forgotten the vdisk's inode."""
+        for number in [number for number in self._by_file if file_of(number) == vdisk]:
+            self.note_closed(number)
 
     def _note(self, number: int, one: _Frozen) -> None:
         self._forget(number)

@@ -120,6 +120,8 @@ class Transfers:
             clock_s=holdings.workspace.clock_s,
             note_over=self.note_closed,
         )
+        self.may_be_open: Callable[[int], bool] = lambda vdisk: False
+        """Whether files of the vdisk may be open of which this daemon has not heard yet: they are frozen, too."""
         self.note_resized: Callable[[int], None] | None = None
         """As ``Remote.note_resized``."""
         self._forwarded_before = 0
@@ -351,6 +353,8 @@ class Transfers:
     async def _give(self, vdisk: int, to: str, *, force: bool = False) -> tuple[int, list[int]] | None:
         """Hands the vdisk over; returns the new epoch, and the versions that are kept. None: it is written here."""
         own = self._own
+        if self.may_be_open(vdisk):
+            await own.head(VdiskId(vdisk))  # what it is now must be known
         async with own.loading.alone_at(vdisk):  # nobody loads the head meanwhile
             owner, head = await self._check_mine(vdisk), own.heads.get(vdisk)
             view = None
@@ -441,6 +445,8 @@ class Transfers:
             else:
                 own.files.served[number] = view
                 readers.append(number)
+        if self.may_be_open(vdisk):
+            self.frozen.note_unheard(view)
         self.frozen.note(view, readers)
 
     # ---- being given
