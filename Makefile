@@ -13,6 +13,7 @@
 #   make crash-states every state a power cut may leave of all small histories     MINUTES=10 LENGTH=3
 #   make crash      kill -9 of daemon and keeper under writers                     ROUNDS=50
 #   make survive    daemons and keepers die under fio, a guest, random operations; a table of pauses    ROUNDS=200
+#   make soak       three nodes, guests, snapshots, kills, cut networks; memory and descriptors as a picture   HOURS=1
 #   make wheel      the built wheel, installed by itself, under copied tests
 #   make install    into HOME_DIR=/opt/vdiskfs, with links in BIN, mount.vdiskfs in SBIN and a unit in UNITS; as root
 #   make bare       demo and test inside a fresh Debian 12 made by debootstrap
@@ -24,7 +25,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive wheel bare clean install install-run install-test install-s3
+.PHONY: demo test test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive soak wheel bare clean install install-run install-test install-s3
 
 install-run install-test install-s3:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -86,6 +87,10 @@ survive: ROUNDS ?= 200
 survive: install-test
 	$(PY) -m pytest -s tests/crash/test_survival.py tests/crash/test_nodes_under_kills.py tests/guest/test_guest.py tests/mount/test_upgrade.py \
 		-k "die or upgrades_under" --rounds=$(ROUNDS) $(LONG) $(ARGS)
+
+soak: HOURS ?= 1
+soak: install-test
+	$(PY) -m tests.soak.run $(HOURS) $(ARGS)
 
 WHEEL := .build/wheel
 wheel: install-test
