@@ -1,0 +1,35 @@
+"""Sizes as they are typed and shown."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metadata.errors import InvalidRequest
+from metadata.units import VDISK_BYTES_MAX
+from tools.sizes import format_size, parse_size
+
+
+@given(st.integers(0, VDISK_BYTES_MAX))
+def test_a_number_of_bytes_is_itself(size: int) -> None:
+    assert parse_size(str(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1.5K", 1536), (" 20 g ", 20 << 30), ("1TiB", 1 << 40), ("0.5k", 512), ("1E", 1 << 60)],
+)
+def test_letters_are_powers_of_1024(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "1.5", "0.3K", "1.0001K", "1e3", "٣", "2E", "1X", "1 2"])
+def test_what_is_no_size_of_a_vdisk_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), ((1 << 30) - 1, "1.0 GiB")]
+)
+def test_the_largest_unit_that_leaves_something_before_the_point(size: int, text: str) -> None:
+    assert format_size(size) in (text, text.replace(".0", ""))
