@@ -119,13 +119,15 @@ class Keeper:
             VdiskfsError: the state directory is in use, or the kernel refuses the mount.
         """
         settings = self._settings
+        stored = systemd.stored_descriptors(os.environ)
         self._wake_fd = _catch_signals()
         registry.make_folder(settings.runtime, self._record.uid)
         self._keeper_lock_fd = state_directory.lock_for_keeper(settings.state, settings.mountpoint)
-        stored = systemd.stored_descriptors(os.environ)
         if settings.take_over:
+            for descriptor in stored.values():
+                os.close(descriptor)  # the daemon's own come, and are kept in their place
             self._take_over()
-        elif len(stored) == len(systemd.STORED) and _is_connected(stored[systemd.STORED[0]]):
+        elif systemd.are_a_mounts(stored) and _is_connected(stored[systemd.STORED[0]]):
             self._fuse_fd, self._init_fd, self._lock_fd = (stored[name] for name in systemd.STORED)
             self._served = self._is_stored = True
             self._waiting_since = time.monotonic()

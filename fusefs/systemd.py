@@ -8,6 +8,7 @@ keeper of the unit gets the descriptors back through LISTEN_FDS.
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Mapping
 
 FIRST_FD = 3
@@ -66,7 +67,7 @@ class ServiceNotifier:
 
 
 def stored_descriptors(environment: Mapping[str, str]) -> dict[str, int]:
-    """What systemd kept, by name; empty at the first start. They are closed in processes started from now on."""
+    """What systemd kept, by name; empty at the first start. What this process becomes by exec(2) gets them, too."""
     try:
         if int(environment.get("LISTEN_PID", "")) != os.getpid():
             return {}
@@ -75,6 +76,17 @@ def stored_descriptors(environment: Mapping[str, str]) -> dict[str, int]:
         return {}
     names = environment.get("LISTEN_FDNAMES", "").split(":")
     found = dict(zip(names, range(FIRST_FD, FIRST_FD + count), strict=False))
-    for descriptor in found.values():
-        os.set_inheritable(descriptor, False)
     return {name: descriptor for name, descriptor in found.items() if name in STORED}
+
+
+def are_a_mounts(stored: Mapping[str, int]) -> bool:
+    """Whether these are what ``STORED`` says; from now on they are closed in processes that this one starts."""
+    if set(stored) != set(STORED):
+        return False
+    try:
+        fuse, init, lock = (os.fstat(stored[name]).st_mode for name in STORED)
+        for descriptor in stored.values():
+            os.set_inheritable(descriptor, False)
+    except OSError:
+        return False
+    return stat.S_ISCHR(fuse) and stat.S_ISREG(init) and stat.S_ISREG(lock)

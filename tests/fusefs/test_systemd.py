@@ -16,6 +16,14 @@ from fusefs.systemd import STORED
 from tests.fusefs.fake_mount import DEADLINE_S, FakeMount
 from tests.mounted_pool import wait_gone
 
+_AS_THE_UNIT = """
+import sys
+from fusefs import launch
+from fusefs.settings import KeeperSettings
+launch.become_keeper(KeeperSettings.from_json(sys.argv[1]))
+"""
+"""What `vdiskfs mount --foreground` does: the unit's ExecStart."""
+
 
 class Supervisor:
     """systemd's side of NOTIFY_SOCKET, and of the descriptor store."""
@@ -55,7 +63,7 @@ class Supervisor:
         )
         return subprocess.Popen(
             ["bash", "-c", f'{passed if names else ""} exec "$@"', "-", sys.executable]
-            + ["-P", "-m", "fusefs.keeper", settings.to_json()],
+            + ["-P", "-c", _AS_THE_UNIT, settings.to_json()],
             env={**launch.environment(), "NOTIFY_SOCKET": self.address},
             pass_fds=list(self.store.values()),
             stderr=subprocess.DEVNULL,
@@ -116,6 +124,20 @@ def test_a_mount_whose_keeper_and_daemon_were_killed_goes_on_with_what_systemd_k
             assert fake_mount.record().keeper_pid == keeper.pid
             fake_mount.kill(fake_mount.record().daemon)
             assert os.statvfs(fake_mount.mountpoint).f_blocks == 1000
+            fake_mount.end()
+        assert keeper.returncode == 0
+
+
+def test_a_mount_whose_keeper_alone_was_killed_is_taken_over_though_systemd_kept_it_too(
+    fake_mount: FakeMount, tmp_path: pathlib.Path
+) -> None:
+    with supervised(fake_mount, tmp_path) as supervisor:
+        before = fake_mount.record()
+        fake_mount.kill(before.keeper)
+        with supervisor.start(fake_mount) as keeper:
+            supervisor.wait_said("READY=1")
+            assert fake_mount.record().keeper_pid == keeper.pid
+            assert fake_mount.record().pid == before.pid
             fake_mount.end()
         assert keeper.returncode == 0
 
