@@ -2,6 +2,7 @@
 #
 #   make demo       a pool, a mount, a disk image in and out, each step shown with the command to type
 #   make test       the tests: about twenty minutes on two cores
+#   make coverage   the tests, and which lines and branches they run, daemons and keepers included; twice as long
 #   make test-s3    object pools on a real S3 server, Ceph's radosgw, with a cluster of its own
 #   make check      format, lint, types, tests: the one gate, what CI runs
 #   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
@@ -25,7 +26,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
 FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 
-.PHONY: demo test test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive soak wheel bare clean install install-run install-test install-s3
+.PHONY: demo test coverage test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive soak wheel bare clean install install-run install-test install-s3
 
 install-run install-test install-s3:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -35,6 +36,13 @@ demo: install-run
 
 test: install-test
 	$(PY) -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
+
+COVERAGE := .build/coverage
+coverage: install-test
+	rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)
+	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/data $(PY) -m coverage run -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
+	cd $(COVERAGE) && COVERAGE_FILE=data ../../$(PY) -m coverage combine --quiet --rcfile=../../pyproject.toml
+	COVERAGE_FILE=$(COVERAGE)/data $(PY) -m coverage report
 
 test-s3: install-test install-s3
 	$(PY) -m pytest tests/s3 $(ARGS)
