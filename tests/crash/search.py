@@ -22,6 +22,7 @@ from tests.crash.small_histories import ALPHABET, Searched, StateRig, search, se
 
 LOT = 8
 """Histories handed to a process at once."""
+TELL_HISTORIES = 100
 MEMORY = pathlib.Path("/dev/shm")
 
 
@@ -64,6 +65,11 @@ def run(length: int, *, alphabet: str, minutes: float, seed: int, stride: int = 
                 total.failures += searched.failures
                 for line in searched.failures:
                     print(line[:1000], flush=True)
+                if (
+                    total.histories // TELL_HISTORIES
+                    > (total.histories - searched.histories) // TELL_HISTORIES
+                ):
+                    print(f"... {total.histories} histories, {total.states} states", flush=True)
             whole = "all" if time.monotonic() < until else "a choice"
             print(f"length {count}: {total.histories - before} histories, {whole}", flush=True)
     spent_s = time.monotonic() - begun

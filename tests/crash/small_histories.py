@@ -45,7 +45,7 @@ T = TypeVar("T")
 VDISK, CLONE = 20, 21
 BLOCKS, FEWER = 264, 130
 """Of the vdisk, before and after a truncation: a little over a vblock, and half of one."""
-GROUP_BLOCKS = 36
+GROUP_BLOCKS = 33
 JOURNAL_ENTRIES = 127
 ALPHABET = "wfldtsbcvxXgzk"
 _ZEROS = bytes(B)
@@ -270,11 +270,16 @@ async def _begin(vdisks: Vdisks, history: History) -> None:
     head, disk = await create(vdisks, VDISK), Disk(sizes=[BLOCKS])
     history.world = World({VDISK: disk})
     await head_write.truncate(head, BLOCKS * B)
-    await _write(vdisks, VDISK, {0: 8, 240: 22}, history.next_value())
-    for block_no in (*range(8), *range(240, 262)):
-        disk.put(block_no, history.value)
-    await _flush(vdisks)
-    disk.settle()
+    for runs in (
+        {0: 8, 240: 12},
+        {0: 6},
+    ):  # overwritten, so that there is something to collect from the beginning
+        await _write(vdisks, VDISK, runs, history.next_value())
+        for first, count in runs.items():
+            for block_no in range(first, first + count):
+                disk.put(block_no, history.value)
+        await _flush(vdisks)
+        disk.settle()
 
 
 async def _see_all(vdisks: Vdisks, world: World) -> None:
