@@ -31,6 +31,8 @@ from tests.replication.rig import Rig, create, handles_of
 VDISKS = (21, 22)
 SPAN = 96 * BLOCK_BYTES
 """Most requests stay below this offset."""
+FAR = 1 << 22
+"""What is written behind this is not compared: the model is plain bytes."""
 ANSWER_S = 20
 NO_HANDLE = 99
 FORWARDED = (1, 3, 14, 18, 22, 26, 36, 38, 52)
@@ -215,9 +217,9 @@ def _write(source: Source, mount: _Kernel) -> None:
         assert offset + size > 1 << 40, f"a write failed errno={number}"
     else:
         assert struct.unpack_from("<I", body) == (size,)
-        if offset < 1 << 30:
+        if offset < FAR:
             _put(mount.contents[handle], offset, payload)
-    if offset + size >= 1 << 30 and not number:
+    if offset + size >= FAR and not number:
         mount.empty()
 
 
@@ -257,7 +259,7 @@ def _fallocate(source: Source, mount: _Kernel) -> None:
         assert answer[0] or mode == abi.FALLOC_KEEP_SIZE  # which asks for nothing
         return
     content, end = mount.contents[handle], offset + length
-    if offset >= 1 << 30:
+    if offset >= FAR:
         mount.empty()
         return
     if mode & ~1:
@@ -305,7 +307,7 @@ def _copy(source: Source, mount: _Kernel) -> None:
     assert copied <= length
     piece = bytes(mount.contents[one][at : at + copied])
     assert len(piece) == copied
-    if copied and to < 1 << 30:
+    if copied and to < FAR:
         _put(mount.contents[other], to, piece)
     elif copied:
         mount.empty()
