@@ -237,7 +237,7 @@ class Follower:
         return Newest(vdisk, version, state.record_check, size, own_blocks, overlap, state.time_ns)
 
     async def _find(self, vdisk: int) -> VdiskState:
-        for _ in range(TRIES_MAX):
+        for number in range(TRIES_MAX):
             facts = await read_facts(self._workspace.catalog, vdisk)
             owner = Owner(facts.node, facts.epoch)
             if not facts.epoch or owner.node == self._membership.node:
@@ -252,7 +252,12 @@ class Follower:
                     log.info(
                         "the owner cannot be asked, the pool is: %s vdisk=%d node=%s", exc, vdisk, owner.node
                     )
-            state = await self._read_pool(vdisk, facts)
+            try:
+                state = await self._read_pool(vdisk, facts)
+            except Unavailable:  # perhaps the vdisk has moved on meanwhile
+                if number:
+                    raise
+                continue
             again = await read_facts(self._workspace.catalog, vdisk)
             if (again.node, again.epoch) == (facts.node, facts.epoch):
                 return state

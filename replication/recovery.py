@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from metadata.descent import Rollbacks
-from metadata.errors import Corrupt, NotFound, VdiskfsError
+from metadata.errors import Corrupt, NotFound, Unavailable, VdiskfsError
 from metadata.ids import CUT, HOLE, PARENT, POSITION_MASK
 from metadata.index import Index, IndexBatch, VdiskState
 from metadata.records import MAGIC, CommitRecord, decode_record, peek_block_count
@@ -501,14 +501,24 @@ def _starting_point(
 ) -> tuple[VdiskState, list[tuple[int, int]]]:
     """The newest state to go on from where the index's own does not do: a checkpoint's, or nothing.
 
-    None that does not know of the last collection: what it names, and the records behind it, may be gone.
+    None that does not know of the last collection: what it names, and the records behind it, may be gone. The owner may
+    be at work meanwhile: a checkpoint that was there is replaced by a newer one, which may be newer than this tail.
+
+    Raises:
+        Unavailable: it is; the index has it now, and from a tail looked up again it goes on.
+        Corrupt: there is none to go on from.
     """
-    vdisk, floor = reader.vdisk, lineage.floor
-    for version in reversed(reader.pool.checkpoints(vdisk) if checkpoints else []):
+    vdisk, floor, tried, is_ahead = reader.vdisk, lineage.floor, set[int](), False
+    while checkpoints and (left := [each for each in reader.pool.checkpoints(vdisk) if each not in tried]):
+        tried.add(left[-1])
+        state = None
         with suppress(VdiskfsError):  # a checkpoint only saves time, or another one may do
-            state = _take_in(reader.pool, index, vdisk, version=version)
+            state = _take_in(reader.pool, index, vdisk, version=left[-1])
             if state is not None and state.collected >= floor.collected:
                 return state, reader.chain(tail, until=state)
+        is_ahead |= state is not None and state.version > tail.record.version
+    if floor.collected and is_ahead:
+        raise Unavailable(f"the vdisk has moved on while its log was read vdisk={vdisk}")
     if floor.collected:
         raise Corrupt(
             f"the vdisk's checkpoint is missing or damaged, and older commits have been collected: restore it "

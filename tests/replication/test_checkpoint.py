@@ -7,11 +7,15 @@ import pytest
 
 from metadata.errors import Unavailable
 from metadata.ids import VdiskId
+from metadata.index import Index
 from replication import checkpoint as checkpoints
 from replication import head_write
 from replication.checkpoint import checkpoint, checkpoint_if_due
 from replication.cloning import copy_range
-from replication.recovery import LogReader
+from replication.collector import Collector
+from replication.log_floor import settle
+from replication.pool_directory import DirectoryPool
+from replication.recovery import Lineage, LogReader, catch_up
 from replication.vdisks import Vdisks
 from tests.replication.faults import FaultyRig
 from tests.replication.rig import (
@@ -31,6 +35,53 @@ from tests.replication.rig import (
 
 MIB = 1 << 20
 ID = VdiskId(20)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_fetched_is_not_missing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner, another node, goes on meanwhile; records before the newer one may be gone already."""
+
+    async def main() -> None:
+        async with rig.node() as vdisks:
+            await written(vdisks)
+            await Collector(vdisks).collect(lambda _: None)
+            await settle(vdisks.heads[20])
+            wanted = await content(vdisks.heads[20])
+        rig.lose_state()
+        real, asked = DirectoryPool.checkpoints, list[int]()
+
+        def replaced(self: DirectoryPool, vdisk: int) -> list[int]:
+            asked.append(vdisk)
+            return [1] if len(asked) == 1 else real(self, vdisk)
+
+        monkeypatch.setattr(DirectoryPool, "checkpoints", replaced)
+        async with rig.node() as vdisks:
+            assert await content(await opened(vdisks, 20)) == wanted
+
+    run(main)
+
+
+def test_a_checkpoint_newer_than_the_tail_means_that_the_vdisk_has_moved_on(rig: Rig) -> None:
+    async def main() -> None:
+        async with rig.node() as vdisks:
+            await written(vdisks)
+            head = vdisks.heads[20]
+            record = head.log.record_place, head.log.record_check
+            await write(head, 0, block(1))
+            settled = await settle(head)
+            space = vdisks.workspace
+            index = Index(str(rig.folder / "another"))
+            lineage = Lineage(20, floor=settled.floor)
+            with pytest.raises(Unavailable, match="moved on"):
+                catch_up(space.pool, index, lineage, record=record, may_rebuild=True)
+            record = head.log.record_place, head.log.record_check
+            found = catch_up(space.pool, index, lineage, record=record, may_rebuild=False)
+            assert found is not None
+            assert found.state.version == head.log.version
+            index.close()
+
+    run(main)
 
 
 async def written(vdisks: Vdisks, *, commits: int = 5) -> None:
