@@ -40,6 +40,8 @@ LOT_BLOCKS = 2048
 """Flushes that make one object: 8 MiB."""
 SENDERS_MAX = 16
 """Vdisks of which something goes up at once."""
+TELL_EVERY = 60
+"""Failures in a row for one line in the log."""
 PAUSE_S = 1.0
 """The store's own retries have given up: before the next ones."""
 
@@ -90,7 +92,7 @@ class Trail:
         self._steps: deque[_Step] = deque()
         self._blocks = 0
         self._is_sending = self._is_closing = self._is_marked = False
-        self._arrived_s = clock_s()
+        self._arrived_s, self._failures = clock_s(), 0
         self.refused: VdiskfsError | None = None
         """Why nothing more goes up: the vdisk is another node's."""
 
@@ -203,7 +205,9 @@ class Trail:
             except Fenced as exc:
                 self.refuse(exc)
             except VdiskfsError as exc:
-                log.warning("the pool is behind what was flushed here, tried again: %s", exc)
+                if not self._failures % TELL_EVERY:
+                    log.warning("the pool is behind what was flushed here, tried again: %s", exc)
+                self._failures += 1
                 with self._changed:
                     if not self._is_closing:
                         self._changed.wait(PAUSE_S)
@@ -232,7 +236,7 @@ class Trail:
                 if self._steps and self._steps[0] is step:
                     self._steps.popleft()
                     self._blocks -= step.blocks
-            self._arrived_s = self._clock_s()
+            self._arrived_s, self._failures = self._clock_s(), 0
             self._changed.notify_all()
 
 

@@ -9,6 +9,7 @@ catalog, no log and no address.
 """
 
 import configparser
+import errno
 import functools
 import logging
 import os
@@ -141,18 +142,34 @@ class ObstoreStore:
         except exceptions.AlreadyExistsError as exc:
             raise Exists(f"the object is there already key={key}") from exc
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as exc:
-            raise InvalidRequest(f"the object store refuses these credentials: {_first_line(exc)}") from exc
+            self._tell_clock(exc)
+            raise _refused(exc) from exc
         except (exceptions.BaseError, OSError) as exc:
             raise self._doubt(exc) from exc
 
     def _tell_bucket(self, exc: Exception) -> None:
         if "NoSuchBucket" in str(exc):
-            raise InvalidRequest(f"there is no such bucket: make it first, {_first_line(exc)}") from exc
+            what = f"there is no such bucket: make it first, {_first_line(exc)}"
+            raise InvalidRequest(what, number=errno.EIO) from exc
+
+    def _tell_clock(self, exc: Exception) -> None:
+        if "RequestTimeTooSkewed" in str(exc):
+            raise InvalidRequest(
+                "the object store says that this machine's clock is wrong: set it, by NTP for instance",
+                number=errno.EIO,
+            ) from exc
 
     def _doubt(self, exc: Exception) -> Exception:
+        self._tell_clock(exc)
         if any(word in str(exc) for word in ("403 Forbidden", "401 Unauthorized", "InvalidAccessKeyId")):
-            return InvalidRequest(f"the object store refuses these credentials: {_first_line(exc)}")
+            return _refused(exc)
         return Lost(_first_line(exc))
+
+
+def _refused(exc: Exception) -> InvalidRequest:
+    """For whoever set it up; a guest that was being served hears of an I/O error."""
+    what = f"the object store refuses these credentials: {_first_line(exc)}"
+    return InvalidRequest(what, number=errno.EIO)
 
 
 def _first_line(exc: BaseException) -> str:

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from replication import object_groups, object_sending, object_tables
+from replication import object_groups, object_lag, object_sending, object_tables
+from replication.object_lag import Trails
 from replication.object_store import Lost
 from tests.model.test_vdisk_model import shrink
 from tests.model.vdisk_walk import Walk
@@ -62,4 +63,22 @@ def test_random_operations_over_objects_leave_what_the_model_says(
     if tiny:
         shrink(monkeypatch)
     run(lambda: Walk(tmp_path, number, **(TINY if tiny else {})).walk(5, 60))
+    expect_errors(caplog, "the index lags behind", "blocks that cannot be read stay")
+
+
+@pytest.mark.parametrize("rig", [FaultyObjectRig, FlakyRig], ids=["sound", "flaky"])
+@pytest.mark.parametrize("number", range(7, 9))
+def test_random_operations_with_durability_node_leave_what_the_model_says(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    rig: type[FaultyObjectRig],
+) -> None:
+    """Kills between a flush and the pool's having it: the next daemon of the node goes on."""
+    monkeypatch.setattr(Trails, "flushes_here", lambda self, vdisk: True)
+    monkeypatch.setattr(object_lag, "LOT_BLOCKS", 16)
+    monkeypatch.setattr(object_sending, "PART_BLOCKS", 16)
+    monkeypatch.setattr(Walk, "rig_type", rig)
+    run(lambda: Walk(tmp_path, number).walk(4, 50))
     expect_errors(caplog, "the index lags behind", "blocks that cannot be read stay")

@@ -1,7 +1,10 @@
 """Calls to an object store: tried again within a budget, lost answers, refusals, addresses, real ``obstore`` stores."""
 
+import errno
 import pathlib
 
+import obstore
+import obstore.exceptions
 import pytest
 
 from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
@@ -143,3 +146,23 @@ class TestAddresses:
         made = connect("s3://bucket/prefix?endpoint=http%3A%2F%2F127.0.0.1%3A9")
         assert isinstance(made, ObstoreStore)
         assert made._store.config["access_key_id"] == "AK"
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("Client error with status 403 Forbidden: <Code>RequestTimeTooSkewed</Code>", "clock is wrong"),
+        ("Client error with status 403 Forbidden: <Code>SignatureDoesNotMatch</Code>", "credentials"),
+        ("Client error with status 404: <Code>NoSuchBucket</Code>", "no such bucket"),
+    ],
+)
+def test_what_a_store_refuses_is_named_and_is_an_input_output_error_for_guests(
+    monkeypatch: pytest.MonkeyPatch, told: str, said: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise obstore.exceptions.GenericError(told)
+
+    monkeypatch.setattr(obstore, "get", refuse)
+    with pytest.raises(InvalidRequest, match=said) as error:
+        connect("memory://").get("x")
+    assert (error.value.number, "<" in str(error.value)) == (errno.EIO, False)
