@@ -97,18 +97,22 @@ def run_guided(name: str, seconds: float, seed: int) -> None:
     atheris.Fuzz()
 
 
-def merge(name: str) -> None:
-    """A child's work: the smallest inputs that reach everything go to the folder ``least``."""
+def merge(name: str, told: list[str]) -> None:
+    """A child's work: the smallest inputs that reach everything go to the folder ``least``.
+
+    Args:
+        name: the target.
+        told: what libFuzzer tells the process that it starts, by its first argument, to do the work.
+    """
     import atheris
 
     with atheris.instrument_imports(include=list(PACKAGES)):
         run = targets.target(name)
     run(b"")
-    least = folder(name) / "least"
-    least.mkdir(exist_ok=True)
-    atheris.Setup(
-        [name, "-merge=1", str(least), str(folder(name) / "corpus"), str(folder(name) / "seeds")], run
-    )
+    parts = [folder(name) / part for part in ("least", "corpus", "seeds")]
+    parts[0].mkdir(exist_ok=True)
+    command = f"{sys.executable} -m tests.fuzzing.driver --target {name} --child merge --"
+    atheris.Setup([command, *(told or ["-merge=1", *map(str, parts)])], run)
     atheris.Fuzz()
 
 
@@ -187,6 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="afterwards take what was found into the corpus")
     parser.add_argument("--input", help="this one input, base64")
     parser.add_argument("--child", choices=("atheris", "plain", "merge"), help=argparse.SUPPRESS)
+    parser.add_argument("told", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -198,7 +203,7 @@ def main() -> int:
         targets.target(names[0])(base64.b64decode(asked.input))
         return 0
     if asked.child == "merge":
-        merge(names[0])
+        merge(names[0], asked.told)
     elif asked.child:
         (run_guided if asked.child == "atheris" else run_plain)(names[0], asked.minutes * 60, asked.seed)
     if asked.child:
