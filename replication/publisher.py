@@ -92,13 +92,19 @@ class Publisher:
             links.serve(verb, handler)
 
     async def run(self) -> None:
-        """Serves subscribers until it is cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            while True:
-                await trio.sleep(TICK_S)
-                for vdisk, audience in list(self._audiences.items()):
-                    audience.end_old()
-                    self._drop_if_empty(vdisk)
+        """Serves subscribers until it is cancelled; what is committed after that waits for nobody."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                while True:
+                    await trio.sleep(TICK_S)
+                    for vdisk, audience in list(self._audiences.items()):
+                        audience.end_old()
+                        self._drop_if_empty(vdisk)
+        finally:
+            self._nursery = None
+            for vdisk, audience in list(self._audiences.items()):
+                audience.end_all()
+                self._drop_if_empty(vdisk)
 
     # ---- what the rest of the node asks
 
@@ -136,6 +142,14 @@ class Publisher:
         """
         await self._membership.catch_up()
         await self._tell_others(MOVED, {"vdisk": vdisk, "epoch": epoch})
+
+    async def end_trust(self, vdisk: int) -> None:
+        """Returns when no node trusts what it has of a vdisk that has changed without a commit to publish: each asks again."""
+        audience = self._audiences.get(vdisk)
+        if audience is not None and audience.subscribers:
+            audience.end_all()
+            self._drop_if_empty(vdisk)
+            await trio.sleep(SUBSCRIPTION_S)
 
     async def announce_start(self) -> None:
         """Returns when no other node trusts what a daemon before this one, of this node's name, knew of it as a subscriber.

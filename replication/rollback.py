@@ -55,6 +55,8 @@ async def roll_back(vdisks: Vdisks, snapshot: Snapshot, *, name_now: "NameNow") 
             await flush(head)
         except VdiskfsError as exc:  # the record says so all the same, and the next commit again
             log.warning("a rollback is not in the log yet: %s vdisk=%d", exc, vdisk)
+            if vdisks.company is not None:
+                await vdisks.company.publisher.end_trust(vdisk)
     return kept
 
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from metadata.errors import InvalidRequest
+from metadata.errors import InvalidRequest, Unavailable
 from metadata.ids import VdiskId
 from replication import head_read
 from replication.commit import flush
@@ -281,5 +281,28 @@ def test_versions_made_under_another_owner_are_read_when_the_vdisk_is_back_and_n
             await company_of(a).transfers.acquire(V)
             assert await view_content(a, named.id) == block(2)
             assert V not in a.heads
+
+    run(scenario)
+
+
+def test_a_rollback_that_cannot_be_committed_is_seen_by_who_followed_the_vdisk_all_the_same(
+    cluster: ClusterRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(head: Head) -> None:
+        raise Unavailable("the pool is away")
+
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 0, 1)
+            await snap(a, V, "s", 100)
+            await changed(head, 0, 2)
+            assert await newest_content(b) == block(2)
+            with monkeypatch.context() as patch:
+                patch.setattr(company_of(b).mirror, "note_events", lambda *_, **__: None)  # it is slow
+                patch.setattr("replication.rollback.flush", fails)
+                await rollback(a, V, "s", keep_as=("before", 101))
+                assert await newest_content(b) == block(1)
 
     run(scenario)

@@ -183,6 +183,9 @@ class Administrator:
         assert content is not None
         try:
             await self._snapshots.rollback(VdiskId(disk.number), kept.name, keep_as=(name, number))
+        except BaseException:
+            self._world.untold[disk.number] = self._world.catalog._history.revision
+            raise
         finally:
             if (
                 snap_key(disk.number, name) in self._world.catalog._rows

@@ -60,8 +60,11 @@ class NodeFiles:
     async def find_name(self, vdisk: int) -> None:
         """A name that a node does not know it looks up in the catalog of now."""
         rig, born = self._world.rig(self.name), self._world.born.get(vdisk, 0)
+        untold = self._world.untold.get(vdisk, 0)
         with trio.move_on_after(LOOK_UP_S):
             while rig.revision < born and self._vdisks.family.descent(vdisk).parent is None:
+                await pass_time(0.05)
+            while rig.revision < untold:
                 await pass_time(0.05)
             return
         raise Unavailable(f"the catalog does not say what the name stands for vdisk={vdisk}")

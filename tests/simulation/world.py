@@ -196,6 +196,8 @@ class World(ClusterRig):
         """What happened, in order; the same for the same seed."""
         self.born: dict[int, int] = {}
         """Revisions at which clones got their names."""
+        self.untold: dict[int, int] = {}
+        """Revisions at which vdisks were rolled back of which nobody was told: who asked for that heard of a failure."""
 
     def _rig(self, name: str) -> SimulatedRig:
         return SimulatedRig(self, name)
