@@ -113,7 +113,10 @@ def pins_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def epochs_are_used_again(patch: pytest.MonkeyPatch) -> None:
-    """Who takes over goes on under the epoch of before."""
+    """Who takes over goes on under the epoch of before: two nodes append to one group.
+
+    It takes an owner that falls asleep in the middle of a commit, which ``test_killed_moves.py`` sees to.
+    """
 
     async def take_over(catalog: Any, vdisk: int, *, owner: Any, node: str) -> Epoch:
         put = (ownership.owner_key(vdisk), ownership._encode_owner(node, owner.epoch))

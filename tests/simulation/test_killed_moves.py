@@ -20,6 +20,7 @@ from replication.vdisks import Vdisks
 from tests.replication.rig import create, handles_of
 from tests.simulation.deterministic import run_seeded
 from tests.simulation.files import NodeFiles
+from tests.simulation.mutants import planted
 from tests.simulation.scenario import MEMORY, SIZE
 from tests.simulation.simulated_threads import pass_time
 from tests.simulation.workload import BLOCKS, block_of, content_of, offset_of
@@ -277,3 +278,19 @@ def test_a_daemon_dies_or_wakes_up_at_each_step_of_a_move(
     for moment in moments[:: rounds or STRIDE]:
         play(move, victim, moment)
         caplog.clear()  # who is deposed says so
+
+
+@pytest.mark.parametrize("mutant", ["no_fence", "epochs_are_used_again"])
+def test_a_sleeper_finds_bugs_that_were_planted(mutant: str, caplog: pytest.LogCaptureFixture) -> None:
+    with planted(mutant), pytest.raises(Exception) as found:
+        play(takeover_from_a_sleeper, OLD, None)
+    told = str(innermost(found.value))
+    assert "a late commit was acknowledged" in told or "fails its checksum" in told
+    caplog.clear()
+
+
+def innermost(exc: BaseException) -> BaseException:
+    """What began it."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
