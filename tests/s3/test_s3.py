@@ -1,12 +1,10 @@
 """Object pools on a real S3 server, which is killed and started again meanwhile. `make test-s3`."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,34 +12,9 @@ from metadata.errors import Exists, InvalidRequest, NotFound
 from replication.object_store import RetryingStore, connect
 from replication.pool_url import canonical_url
 from tests.mounted_pool import MountedPool
-from tests.s3.object_server import ACCESS, SECRET, ObjectServer
+from tests.s3.object_server import ACCESS, ObjectServer
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    with ObjectServer(tmp_path_factory.mktemp("ceph") / "c") as server:
-        server.make_bucket("disks")
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-
-
-@pytest.fixture
-def pool(tmp_path: pathlib.Path, server: ObjectServer) -> Iterator[MountedPool]:
-    made = MountedPool(tmp_path)
-    made.url = f"s3://disks/{tmp_path.name}"
-    made.run("format", made.url, "--endpoint", server.endpoint, "--catalog", f"sqlite:{tmp_path}/catalog")
-    yield made
-    made.tear_down()
-    assert made.stray_errors() == []
-    texts = [*made.log_lines(), (tmp_path / "catalog").read_bytes().decode(errors="replace")]
-    assert not [text for text in texts if SECRET in text or ACCESS in text]
 
 
 def mount(pool: MountedPool, server: ObjectServer) -> None:
