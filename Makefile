@@ -6,7 +6,7 @@
 #   make test-s3    object pools on a real S3 server, Ceph's radosgw, with a cluster of its own
 #   make check      format, lint, types, tests: the one gate, what CI runs
 #   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
-#   make fuzz       random operations, in the core and through the kernel, against a model; properties   SECONDS=60
+#   make fuzz       random calls on one node and three, without a kernel on each pool and catalog, in the core    MINUTES=10
 #   make fuzz-bytes what is parsed, under atheris where that installs, else at random    MINUTES=10 TARGET=records
 #   make simulate   several nodes over a lossy network, clock and catalog   SEEDS=1-500; MUTANT=all: the seeds that find planted bugs
 #   make mutants    known-bad changes planted one at a time; which tests notice         ARGS="channel"
@@ -24,7 +24,8 @@ PY := .venv/bin/python
 SEED ?=
 LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 
-FUZZED := tests/mount/test_random_operations.py tests/mount/test_random_snapshots.py tests/model tests/metadata tests/fusefs/test_fuse_abi.py
+FUZZED := tests/calls tests/model tests/metadata tests/fusefs/test_fuse_abi.py
+FUZZED_TESTS := 12
 
 .PHONY: demo test coverage test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive soak wheel bare clean install install-run install-test install-s3
 
@@ -61,9 +62,9 @@ check: format lint types test
 bench: install-test
 	$(PY) -m tools.cli bench $(ARGS)
 
-fuzz: SECONDS ?= 60
+fuzz: MINUTES ?= 10
 fuzz: install-test
-	$(PY) -m pytest $(LONG) --seconds=$(SECONDS) --hypothesis-profile=long $(FUZZED) $(ARGS)
+	$(PY) -m pytest -s $(LONG) --seconds=$$(($(MINUTES) * 60 / $(FUZZED_TESTS))) --hypothesis-profile=long $(FUZZED) $(ARGS)
 
 fuzz-bytes: MINUTES ?= 10
 fuzz-bytes: install-test

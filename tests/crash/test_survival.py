@@ -12,8 +12,9 @@ import subprocess
 import threading
 import time
 
+from tests.calls.drawing import PlainChance
+from tests.calls.mounted_files import run_on
 from tests.crash.assault import Assault
-from tests.mount.test_random_operations import HISTORY, Walk
 from tests.mounted_pool import COMMAND_S, END_S, MountedPool
 
 SHORT_ROUNDS = 6
@@ -63,25 +64,24 @@ def test_fio_verifies_all_it_wrote_while_daemons_and_keepers_die(
     mounted.umount()
 
 
-def test_random_operations_do_not_notice_that_daemons_and_keepers_die(
-    mounted: MountedPool, seed: int, rounds: int | None
+def test_random_calls_do_not_notice_that_daemons_and_keepers_die(
+    mounted: MountedPool, tmp_path: pathlib.Path, seed: int, rounds: int | None
 ) -> None:
-    walk = Walk(mounted, seed)
+    run, chance = run_on([mounted], tmp_path / "reference"), PlainChance(seed)
+    session = run.begin()
+    session.drawing.chance = chance
+    session.begin()
     assault = Assault(mounted, seed=seed, count=rounds or SHORT_ROUNDS)
     try:
         while not assault.finished.is_set():
             for _ in range(100):
-                walk.step()
-            walk.same_everywhere()
-        walk.close()
-    except BaseException:
-        print("\n".join(walk.history[-HISTORY:]))
-        raise
+                session.draw(chance.choice(("bytes", "bytes", "bytes", "names")))
+            session.compare()
     finally:
         assault.stop()
-        walk.close()
-    print(assault.describe())
-    walk.same_everywhere()
+        print(assault.describe())
+    session.finish()
+    run.clear(session)
     mounted.run("check", mounted.mountpoint)
 
 
