@@ -18,6 +18,7 @@
 #   make wheel      the built wheel, installed by itself, under copied tests
 #   make install    into HOME_DIR=/opt/vdiskfs, with links in BIN, mount.vdiskfs in SBIN and a unit in UNITS; as root
 #   make bare       demo and test inside a fresh Debian 12 made by debootstrap
+#   make systemd    the unit, its descriptor store and fstab under a real systemd, likewise
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -27,7 +28,7 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 FUZZED := tests/calls tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 FUZZED_TESTS := 12
 
-.PHONY: demo test coverage test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive soak wheel bare clean install install-run install-test install-s3
+.PHONY: demo test coverage test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive soak wheel bare systemd clean install install-run install-test install-s3
 
 install-run install-test install-s3:
 	@.ci/install $(@:install-%=%) $(PYTHON)
@@ -128,6 +129,10 @@ install:
 bare:
 	@.ci/install bare
 	tests/bare_machine.sh $(ARGS)
+
+systemd:
+	@.ci/install bare
+	tests/systemd_machine.sh
 
 clean:
 	rm -rf .venv .build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

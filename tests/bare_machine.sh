@@ -18,27 +18,8 @@ if [ -z "${IN_OWN_NAMESPACE:-}" ]; then
     exit $status
 fi
 
-mkdir -p "$build"
-rm -rf --one-file-system "$machine"
-mkdir "$machine"
-if [ ! -e "$build/debian.tar" ]; then
-    echo "making a Debian 12 with debootstrap"
-    debootstrap --variant=minbase --include=make,python3,git,ca-certificates bookworm "$machine" >"$build/log" 2>&1 || {
-        tail -n 20 "$build/log" >&2
-        exit 1
-    }
-    tar -C "$machine" -cf "$build/debian.tar.new" .
-    mv "$build/debian.tar.new" "$build/debian.tar"
-else
-    tar -C "$machine" -xf "$build/debian.tar"
-fi
-
-# The network is this machine's: its resolver, its proxy's certificates, its package index.
-cp -L /etc/resolv.conf /etc/hosts "$machine/etc/"
-cp -L /etc/ssl/certs/ca-certificates.crt "$machine/etc/ssl/certs/" || true
-for file in /etc/pip.conf /etc/apt/apt.conf.d/*proxy*; do
-    if [ -e "$file" ]; then cp -L "$file" "$machine$file"; fi
-done
+. "$root/tests/debian_machine.sh"
+make_machine "$machine" "$build/debian.tar" make,python3,git,ca-certificates
 ln -s ../proc/self/mounts "$machine/etc/mtab" # as its first boot would have; fusermount3 looks there
 mount --bind "$machine" "$machine" # so that its root is a mount, as every machine's is
 mount -t proc proc "$machine/proc"
