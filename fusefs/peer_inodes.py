@@ -250,6 +250,7 @@ class PeerInodes:
             del self._lookups[inode]
             self._generations.forget(inode)
             self._company.frozen.forget(inode)
+            self._company.versions.forget_read(inode, kernel_knows=self._kernel_knows)
             self._open_before.discard(inode)
             self._mixed.discard(inode)
         self._company.versions.forget(inode, lookups, kernel_knows=self._kernel_knows)

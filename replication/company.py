@@ -80,7 +80,7 @@ class Company:
             holdings.family,
             holdings.loading,
         )
-        self.follower.rebuilt.append(self.frozen.note_rebuilt)
+        holdings.loading.rebuilt += self.versions.note_rebuilt, self.frozen.note_rebuilt
         self.follower.pinned.append(self.frozen.pinned_vdisks)
         self.transfers = Transfers(
             holdings,

@@ -52,7 +52,6 @@ from replication.publication import (
 )
 from replication.reader import Reader
 from replication.recovery import Lineage, Placed, Recovered, apply_published, catch_up, go_on
-from replication.view import View
 from replication.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -87,10 +86,6 @@ class Newest:
     own_blocks: int
     overlap: int
     mtime_ns: int
-
-
-Rebuilt = Callable[[int, Callable[[int], bool]], None]
-"""Given a vdisk, and what says whether the index that was built anew has a version."""
 
 
 @dataclass(slots=True, eq=False)
@@ -143,8 +138,6 @@ class Follower:
         """Counts those before which something was missing."""
         self.pinned: list[Callable[[], Iterable[int]]] = []
         """Who knows vdisks of which something is pinned besides what open readers read."""
-        self.rebuilt: list[Rebuilt] = []
-        """Told when an index was built anew."""
         self._nursery: trio.Nursery | None = None
         mirror.listeners.append(self._note_owner)
         links.serve(PUBLISH, self._publish, at_once=self._publish_nowait)
@@ -324,22 +317,12 @@ class Follower:
         """Brings the index forward; if it must be built anew, then while nobody looks into it."""
         recovered = await self._workspace.wait_for(functools.partial(attempt, False))
         if recovered is None:
-            known = set(self._family.kept_versions(vdisk)) - self._family.pinned_versions(vdisk) | set(kept)
             async with self._workspace.moves.rebuilding(vdisk):
                 recovered = await self._workspace.wait_for(functools.partial(attempt, True))
                 assert recovered is not None
-                start = recovered.start
-                self._note_rebuilt(vdisk, lambda version: version >= start or version in known)
+                self._loading.note_rebuilt(vdisk, recovered, kept=kept)
         self._loading.groups(vdisk).segments.clear()
         return recovered.state
-
-    def _note_rebuilt(self, vdisk: int, has: Callable[[int], bool]) -> None:
-        """What only this node's readers kept may not be in an index that was built anew."""
-        for reader in list(self._workspace.moves.readers):
-            if isinstance(reader, View) and reader.vdisk == vdisk and not has(reader.version):
-                reader.lost = True
-        for listener in self.rebuilt:
-            listener(vdisk, has)
 
     # ---- what owners tell
 

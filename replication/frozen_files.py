@@ -45,6 +45,8 @@ class _Kind(IntEnum):
     FENCED = 2
     """Open, and its fsync fails."""
     CLOSED = 3
+    LOST = 4
+    """Open, and its version can be read no more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +88,7 @@ class FrozenFiles:
                 self._forget(number)
                 continue
             one = found.setdefault((snapshot.vdisk, snapshot.version, kind), _Frozen(snapshot))
+            one.is_lost = kind == _Kind.LOST
             if kind == _Kind.FENCED:
                 one.fenced = Fenced(f"another node took the vdisk over vdisk={snapshot.vdisk}")
             self._note(number, one)
@@ -182,7 +185,7 @@ class FrozenFiles:
 
     def _note(self, number: int, one: _Frozen) -> None:
         self._forget(number)
-        if not one.files:
+        if not one.files and not one.is_lost:
             self._family.pin(one.snapshot.vdisk, one.snapshot.version)
         one.files.add(number)
         self._by_file[number] = one
@@ -213,14 +216,17 @@ class FrozenFiles:
         one = self._by_file.pop(number, None)
         if one is not None:
             one.files.discard(number)
-            if not one.files:
+            if not one.files and not one.is_lost:
                 self._family.unpin(one.snapshot.vdisk, one.snapshot.version)
 
     def note_rebuilt(self, vdisk: int, has: Callable[[int], bool]) -> None:
         """The vdisk's index was built anew, and has only some versions."""
-        for one in self._by_file.values():
+        for number, one in list(self._by_file.items()):
             if one.snapshot.vdisk == vdisk and not has(one.snapshot.version):
-                one.is_lost = True
+                if not one.is_lost:
+                    one.is_lost = True
+                    self._family.unpin(vdisk, one.snapshot.version)
+                self._add_records([_encoded(number, one)])
 
     def pinned_vdisks(self) -> set[int]:
         """Vdisks of which files read an older version."""
@@ -254,6 +260,8 @@ class FrozenFiles:
 
 def _encoded(number: int, one: _Frozen, kind: _Kind | None = None) -> bytes:
     read, known = one.snapshot, _Kind.OPEN if one.fenced is None else _Kind.FENCED
+    if one.is_lost:
+        known = _Kind.LOST
     body = struct.pack(
         "<7Q",
         number >> HANDLE_SHIFT << 8 | (kind or known),

@@ -7,7 +7,7 @@ generations are shared by all descendants that are in memory.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary, finalize
 
@@ -19,12 +19,17 @@ from replication.family import Family
 from replication.groups import GroupSet
 from replication.ownership import VdiskFacts, read_facts
 from replication.recovery import Lineage, Recovered, recover
+from replication.view import View
 from replication.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 TELL_FROM_RECORDS = 1024
 """A replay of more commits than this says how far it is."""
+
+
+Rebuilt = Callable[[int, Callable[[int], bool]], None]
+"""Given a vdisk, and what says whether the index that was built anew has a version."""
 
 
 class Loading:
@@ -48,6 +53,8 @@ class Loading:
         self._under_way: dict[int, trio.Event] = {}
         self._ready: dict[int, int] = {}
         """Vdisks whose kept versions are in the index, and the reigns for which that holds."""
+        self.rebuilt: list[Rebuilt] = []
+        """Told when an index was built anew."""
         self._group_sets: WeakValueDictionary[int, GroupSet] = WeakValueDictionary()
         self._generations: WeakValueDictionary[tuple[int, int], Generation] = WeakValueDictionary()
 
@@ -84,6 +91,7 @@ class Loading:
             vdisk,
             absent=descent.absent,
             kept=self._family.kept_versions(vdisk),
+            oldest_read=min(self._family.pinned_versions(vdisk), default=(1 << 64) - 1),
             durable_version=max(self._family.newest_named(vdisk), resting.version if resting else 0),
             floor=facts.floor,
             rollbacks=descent.rollbacks,
@@ -113,8 +121,23 @@ class Loading:
             recovered = Recovered(lineage.beginning(), 0)
         else:
             recovered = await space.wait_for(find)
+            if recovered.is_rebuilt:
+                self.note_rebuilt(vdisk, recovered)
         self._ready[vdisk] = reign
         return recovered
+
+    def note_rebuilt(self, vdisk: int, recovered: Recovered, *, kept: Iterable[int] = ()) -> None:
+        """What only this node's readers kept may not be in an index that was built anew: it is lost to them."""
+        known = set(self._family.kept_versions(vdisk)) - self._family.pinned_versions(vdisk) | set(kept)
+
+        def has(version: int) -> bool:
+            return version >= recovered.start or version in known
+
+        for reader in list(self._workspace.moves.readers):
+            if isinstance(reader, View) and reader.vdisk == vdisk and not has(reader.version):
+                reader.lost = True
+        for listener in self.rebuilt:
+            listener(vdisk, has)
 
     def _is_ready(self, vdisk: int) -> bool:
         return self._ready.get(vdisk) == self._reign(vdisk)

@@ -216,6 +216,8 @@ class Lineage:
     """The place of blocks that have no row."""
     kept: tuple[int, ...] = ()
     """Versions that somebody keeps, in order: rows of each must survive later commits."""
+    oldest_read: int = (1 << 64) - 1
+    """The oldest version that this node's readers alone keep: only checkpoints up to it have its rows."""
     durable_version: int = 0
     """The newest version known to be durable: at which it was put to rest, or that has a name or a child."""
     floor: Floor = NO_FLOOR
@@ -364,6 +366,8 @@ class Recovered:
     last_version: int
     start: int = 0
     """The version from which records were applied: what was kept of earlier ones, only that has its rows."""
+    is_rebuilt: bool = False
+    """The index goes on from a checkpoint, or from nothing: what it had before is gone."""
 
 
 def recover(
@@ -410,7 +414,7 @@ def go_on(
             if not may_rebuild and state is not None:
                 return None
             index.forget(lineage.vdisk)
-            return Recovered(lineage.beginning(), reader.last_version)
+            return Recovered(lineage.beginning(), reader.last_version, is_rebuilt=True)
         return _apply_to(
             reader,
             index,
@@ -482,7 +486,8 @@ def _apply_to(
             progress(number, len(links))
     if links:
         builder.flush()
-    return Recovered(builder.state, max(reader.last_version, tail.record.version), start.version)
+    last = max(reader.last_version, tail.record.version)
+    return Recovered(builder.state, last, start.version, is_rebuilt=own is None)
 
 
 def _own_starting_point(
@@ -509,7 +514,10 @@ def _starting_point(
         Corrupt: there is none to go on from.
     """
     vdisk, floor, tried, is_ahead = reader.vdisk, lineage.floor, set[int](), False
-    while checkpoints and (left := [each for each in reader.pool.checkpoints(vdisk) if each not in tried]):
+    newest = (1 << 64) - 1 if floor.collected else lineage.oldest_read
+    while checkpoints and (
+        left := [each for each in reader.pool.checkpoints(vdisk) if each <= newest and each not in tried]
+    ):
         tried.add(left[-1])
         state = None
         with suppress(VdiskfsError):  # a checkpoint only saves time, or another one may do

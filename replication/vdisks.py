@@ -539,11 +539,13 @@ class Vdisks:
             self._users[vdisk] -= 1
 
     async def truncate(self, vdisk: VdiskId, size: int) -> None:
-        """Sets the size; see ``head_write.truncate``."""
+        """Sets the size; see ``head_write.truncate``. Who has no file to sync syncs so: other nodes see it at once."""
         if self.company is not None and not self.is_mine(vdisk) and await self.company.truncate(vdisk, size):
             return
         async with self.using(vdisk) as head:
             await truncate(head, size)
+            if self.company is not None and self.company.has_others() and not self.has_writer(vdisk):
+                await flush(head)
 
     async def flush(self, vdisk: VdiskId) -> None:
         """Commits; durable when it returns."""

@@ -43,6 +43,8 @@ class _Kind(IntEnum):
     """Made, or pinned again."""
     UNPINNED = 2
     FORGOTTEN = 3
+    READ = 4
+    """Files of the vdisk's own inode may read it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +56,8 @@ class _Version:
     check: int
     pinned_until_s: float = 0.0
     is_pinned: bool = False
+    is_read: bool = False
+    """Files of the vdisk's own inode may read it: of those the kernel tells when it forgets that one."""
     is_lost: bool = False
     """The index was built anew without it."""
     lookups: int = 0
@@ -90,7 +94,6 @@ class Versions:
         self._by_id: dict[int, _Version] = {}
         self._ids: dict[tuple[int, int, int], int] = {}
         self._next_id, self._records, self._fd = FIRST_ID, 0, -1
-        follower.rebuilt.append(self._note_rebuilt)
         follower.pinned.append(self._pinned_vdisks)
 
     # ---- the file
@@ -103,6 +106,8 @@ class Versions:
                 self._next_id = max(self._next_id, number + 1)
             elif kind == _Kind.UNPINNED and number in self._by_id:
                 self._by_id[number].pinned_until_s = -math.inf
+            elif kind == _Kind.READ and number in self._by_id:
+                self._by_id[number].is_read = True
             elif kind == _Kind.FORGOTTEN:
                 self._by_id.pop(number, None)
         for number, version in self._by_id.items():
@@ -161,6 +166,8 @@ class Versions:
         records = []
         for version in self._by_id.values():
             records.append(self._write(_Kind.PINNED, version))
+            if version.is_read:
+                records.append(self._write(_Kind.READ, version))
             if not version.is_pinned:
                 records.append(self._write(_Kind.UNPINNED, version))
         with open(self._path + ".new", "wb") as file:
@@ -193,7 +200,11 @@ class Versions:
 
     async def newest(self, vdisk: int) -> Snapshot:
         """As ``look_up``, but the kernel is told of another inode, through which this version is read."""
-        return self._shown(await self._follower.newest(vdisk)).snapshot
+        version = self._shown(await self._follower.newest(vdisk))
+        if not version.is_read:
+            version.is_read = True
+            self._note(_Kind.READ, version)
+        return version.snapshot
 
     def _shown(self, newest: Newest) -> _Version:
         """No await since ``newest`` was newest: its rows are there."""
@@ -237,8 +248,21 @@ class Versions:
         if version is None:
             return
         version.lookups -= lookups
-        if version.lookups <= 0 and not (version.is_inherited and kernel_knows(inode)):
+        if version.lookups <= 0 and not self._may_be_known(inode, version, kernel_knows):
             self._drop(inode, version)
+
+    def _may_be_known(self, inode: int, version: _Version, kernel_knows: Callable[[int], bool]) -> bool:
+        if version.is_read and (self._is_open(inode) or kernel_knows(version.snapshot.vdisk)):
+            return True
+        return version.is_inherited and kernel_knows(inode)
+
+    def forget_read(self, vdisk: int, *, kernel_knows: Callable[[int], bool]) -> None:
+        """The kernel has forgotten the vdisk's own inode, through which versions were read."""
+        for inode, version in list(self._by_id.items()):
+            if version.is_read and version.snapshot.vdisk == vdisk:
+                version.is_read = False
+                if version.lookups <= 0 and not self._may_be_known(inode, version, kernel_knows):
+                    self._drop(inode, version)
 
     def _drop(self, inode: int, version: _Version) -> None:
         del self._by_id[inode]
@@ -250,8 +274,9 @@ class Versions:
 
     def keep_only(self, kernel_knows: Callable[[int], bool]) -> None:
         """At a daemon's start: what the kernel does not know, it will not forget again."""
-        for inode in [inode for inode in self._by_id if not kernel_knows(inode)]:
-            self._drop(inode, self._by_id[inode])
+        for inode, version in list(self._by_id.items()):
+            if not (kernel_knows(inode) or (version.is_read and kernel_knows(version.snapshot.vdisk))):
+                self._drop(inode, version)
 
     def end_pins(self) -> None:
         """Now and then: pins of what was looked up and is not open end; the next daemon need not keep it either."""
@@ -285,11 +310,14 @@ class Versions:
     def _pinned_vdisks(self) -> set[int]:
         return {version.snapshot.vdisk for version in self._by_id.values() if version.is_pinned}
 
-    def _note_rebuilt(self, vdisk: int, has: Callable[[int], bool]) -> None:
+    def note_rebuilt(self, vdisk: int, has: Callable[[int], bool]) -> None:
+        """The vdisk's index was built anew, and has only some versions: the next daemon must not pin the others either."""
         for version in self._by_id.values():
             if version.snapshot.vdisk == vdisk and not has(version.snapshot.version):
                 version.is_lost = True
-                self._unpin(version)
+                if version.is_pinned:
+                    self._unpin(version)
+                    self._note(_Kind.UNPINNED, version)
 
 
 def snapshot_of(newest: Newest, number: int) -> Snapshot:

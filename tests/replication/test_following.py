@@ -72,6 +72,19 @@ def test_what_a_flush_has_published_is_known_without_asking(cluster: ClusterRig)
     run(scenario)
 
 
+def test_a_size_that_was_set_by_name_is_seen_elsewhere_at_once(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            await changed(await create(a, V), 1)
+            await newest(b)
+            for size in (5 << 20, 5075, 0, 1 << 30):
+                await a.truncate(VdiskId(V), size)
+                assert (await newest(b)).size == size
+
+    run(scenario)
+
+
 def test_a_vdisk_that_nobody_follows_is_told_to_nobody(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():

@@ -208,7 +208,7 @@ def test_a_paused_owner_that_wakes_up_has_its_late_commit_refused(
             await sound(c, 20)
 
     run(scenario)
-    expect_errors(caplog, "deposed", "a commit does not count")
+    expect_errors(caplog, "deposed", "a commit does not count", "another node took the vdisk over")
 
 
 @pytest.mark.parametrize("flushes", [1, 20])
@@ -253,7 +253,7 @@ def test_a_file_read_on_a_deposed_owner_goes_on_at_the_last_version_that_counts(
             await sound(a, 20)
 
     run(scenario)
-    expect_errors(caplog, "deposed", "a commit does not count")
+    expect_errors(caplog, "deposed", "a commit does not count", "another node took the vdisk over")
 
 
 def test_two_nodes_that_want_a_vdisk_at_once_agree_on_one_owner(cluster: ClusterRig) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import pathlib
+import shutil
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ import trio.testing
 from metadata.errors import InvalidRequest, Unavailable
 from metadata.ids import VdiskId
 from replication import head_read
+from replication.checkpoint import checkpoint
 from replication.commit import flush
 from replication.company import Company
 from replication.head import Head
@@ -304,5 +306,69 @@ def test_a_rollback_that_cannot_be_committed_is_seen_by_who_followed_the_vdisk_a
                 patch.setattr("replication.rollback.flush", fails)
                 await rollback(a, V, "s", keep_as=("before", 101))
                 assert await newest_content(b) == block(1)
+
+    run(scenario)
+
+
+def test_a_version_read_through_the_vdisks_own_inode_outlives_the_daemon(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 0, 1)
+            handle = await b.open_version((await company_of(b).versions.newest(V)).id)
+            assert await content(b, handle) == block(1)
+            await changed(head, 0, 2)
+            await cluster.kill("b")
+            b = await cluster.start("b")
+            versions = company_of(b).versions
+            versions.keep_only(lambda inode: inode == V)  # the kernel was told of the vdisk's inode alone
+            assert await content(b, handle) == block(1)
+            b.close(handle)
+            assert b.family.pinned_versions(V)
+            versions.forget_read(V, kernel_knows=lambda inode: False)
+            await passes(2 * LOOKUP_PIN_S)
+            versions.end_pins()
+            assert not b.family.pinned_versions(V)
+
+    run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
+def test_what_a_checkpoint_lacks_of_an_open_version_comes_from_the_log(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 0, 1)
+            handle = await opened(b)
+            for number in range(2, 9):
+                await changed(head, 0, number)
+            assert await checkpoint(head)  # it knows the newest alone
+            assert a.workspace.pool.checkpoints(V)
+            await cluster.kill("b")
+            shutil.rmtree(cluster.rigs["b"].index_path)
+            b = await cluster.start("b")
+            company_of(b).versions.keep_only(lambda inode: True)
+            assert await content(b, handle) == block(1)
+            assert await newest_content(b) == block(8)
+
+    run(scenario)
+
+
+def test_a_version_that_was_lost_is_not_believed_by_the_next_daemon(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 0, 1)
+            handle = await opened(b)
+            await changed(head, 0, 2)
+            company_of(b).versions.note_rebuilt(V, lambda version: False)
+            await cluster.kill("b")
+            b = await cluster.start("b")
+            company_of(b).versions.keep_only(lambda inode: True)
+            with pytest.raises((InvalidRequest, Unavailable)):
+                await content(b, handle)
+            assert await newest_content(b) == block(2)
 
     run(scenario)
