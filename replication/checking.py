@@ -5,7 +5,7 @@ Findings are JSON-ready; the check runs beside guests, whose commits to the vdis
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +55,7 @@ async def _check_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
         Index.destroy(path)
         scratch = Index(path)
         try:
-            return _compare(space.pool, lineage, versions, indexes=(space.index, scratch))
+            return _compare(space.pool, lineage, versions, pinned, indexes=(space.index, scratch))
         finally:
             scratch.close()
             Index.destroy(path)
@@ -67,6 +67,7 @@ async def _check_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
             _Seen(version, visible_spans(version, lineage.rollbacks), descent.parent_at(asked) is not None)
             for version, asked in [(_NEWEST, None), *((v, v) for v in vdisks.family.read_versions(vdisk))]
         ]
+        pinned = vdisks.family.pinned_versions(vdisk)
         problems = await space.wait_for(compare)
     return [{"vdisk": vdisk, "problem": problem} for problem in problems]
 
@@ -94,12 +95,17 @@ class _Seen:
 
 
 def _compare(
-    pool: Pool, lineage: Lineage, versions: Sequence[_Seen], *, indexes: tuple[Index, Index]
+    pool: Pool, lineage: Lineage, versions: Sequence[_Seen], pinned: Set[int], *, indexes: tuple[Index, Index]
 ) -> list[str]:
-    """Thread: problems found in one vdisk while no commit of it runs."""
+    """Thread: problems found in one vdisk while no commit of it runs.
+
+    Of versions that only readers here keep (``pinned``), a log that begins with a checkpoint knows those since then.
+    """
     (mine, scratch), vdisk = indexes, lineage.vdisk
     known, problems = mine.state(vdisk), []
-    rebuilt = recover(pool, scratch, lineage, checkpoints=False).state
+    recovered = recover(pool, scratch, lineage, checkpoints=False)
+    rebuilt = recovered.state
+    versions = [seen for seen in versions if seen.version >= recovered.start or seen.version not in pinned]
     if known is None or known.record_check != rebuilt.record_check:
         return [f"the index is not at the log's end index={known} log={rebuilt}"]
     own, groups = 0, set(pool.groups(vdisk))

@@ -169,4 +169,4 @@ def until_lost(work: Callable[..., None], *arguments: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    until_lost(main)  # the mount may go while the first vdisks are made
