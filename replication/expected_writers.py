@@ -5,23 +5,14 @@ that dies in between must not take that knowledge with it: each expectation is n
 That one has been met is not noted: the next daemon may expect somebody who has come, for some seconds, and nobody minds.
 """
 
-import logging
-import os
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from xxhash import xxh3_64_intdigest
-
-log = logging.getLogger(__name__)
+from replication.record_file import RecordFile
 
 WRITING_S = 5.0
 """So long somebody is expected. The kernel looks the name up at once, twice, and each time a silent owner may be waited for."""
 RESTART_S = 60.0
 """A keeper may take so long to bring the next daemon: what was expected when the last one died is expected again."""
-_WASTE_MAX = 4096
-"""Records in the file that count for nothing before it is written anew."""
-_RECORD = struct.Struct("<QdQ")
-"""Vdisk, until when, a checksum."""
 
 
 class ExpectedWriters:
@@ -34,24 +25,26 @@ class ExpectedWriters:
     """
 
     def __init__(self, path: str, *, clock_s: Callable[[], float], note_over: Callable[[int], None]) -> None:
-        self._path, self._clock_s, self._note_over = path, clock_s, note_over
+        self._clock_s, self._note_over = clock_s, note_over
         self._untils: dict[int, list[float]] = {}
         """For each open that was told, by vdisk, until when it is expected to come again."""
-        self._fd, self._records = -1, 0
+        self._file = RecordFile(path, "<Qd", what="expected writers", current=self._records)
 
     def open(self) -> None:
         """Reads what an earlier daemon left: whoever it had told just before may come now."""
         now_s = self._clock_s()
-        for vdisk, until_s in self._read():
+        for vdisk, until_s in self._file.read():
             if now_s - RESTART_S < until_s <= now_s + WRITING_S:  # else of before the machine's restart
                 self._untils.setdefault(vdisk, []).append(now_s + WRITING_S)
-        self._rewrite()
+        self._file.rewrite()
 
     def close(self) -> None:
         """At the daemon's end."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
+
+    def _records(self) -> Iterator[tuple[int, float]]:
+        """By vdisk, until when somebody is expected."""
+        return ((vdisk, until_s) for vdisk, untils in self._untils.items() for until_s in untils)
 
     def is_expected(self, vdisk: int) -> bool:
         """Whether somebody is."""
@@ -65,11 +58,7 @@ class ExpectedWriters:
             self._note_over(one)
         until_s = now_s + WRITING_S
         self._untils.setdefault(vdisk, []).append(until_s)
-        self._records += 1
-        if self._records > _WASTE_MAX:
-            self._rewrite()
-        else:
-            self._write(_encoded(vdisk, until_s))
+        self._file.add((vdisk, until_s))
 
     def note_come(self, vdisk: int) -> None:
         """One of them is there."""
@@ -78,45 +67,3 @@ class ExpectedWriters:
             untils.pop(0)
         else:
             self._untils.pop(vdisk, None)
-
-    # ---- the file
-
-    def _read(self) -> list[tuple[int, float]]:
-        found: list[tuple[int, float]] = []
-        try:
-            with open(self._path, "rb") as file:
-                data = file.read()
-        except FileNotFoundError:
-            return found
-        for at in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
-            vdisk, until_s, check = _RECORD.unpack_from(data, at)
-            if xxh3_64_intdigest(data[at : at + _RECORD.size - 8]) != check:
-                log.warning("the list of expected writers is cut short: %s", self._path)
-                break
-            found.append((vdisk, until_s))
-        return found
-
-    def _rewrite(self) -> None:
-        records = [_encoded(vdisk, until_s) for vdisk, untils in self._untils.items() for until_s in untils]
-        self._records = len(records)
-        self.close()
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            self._fd = os.open(self._path + ".new", flags, 0o600)
-            self._write(b"".join(records))
-            os.rename(self._path + ".new", self._path)
-        except OSError as exc:
-            log.warning("expected writers are not noted for the next daemon: %s", exc)
-
-    def _write(self, data: bytes) -> None:
-        """A full disk costs the next daemon what is not written, and nobody anything else."""
-        try:
-            if self._fd >= 0:
-                os.write(self._fd, data)
-        except OSError as exc:
-            log.warning("an expected writer is not noted for the next daemon: %s", exc)
-
-
-def _encoded(vdisk: int, until_s: float) -> bytes:
-    body = struct.pack("<Qd", vdisk, until_s)
-    return body + xxh3_64_intdigest(body).to_bytes(8, "little")

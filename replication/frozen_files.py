@@ -6,18 +6,11 @@ state directory, one record for each open file; the version stays pinned until t
 
 A daemon that has just come does not know which files are open. When it gives a vdisk away of which the kernel knows the
 inode, it notes the version for *those of which it has not heard yet*, under the serial number 0, until the kernel forgets.
-
-A record that was torn ends the list: what follows it was never acknowledged to anybody.
 """
 
-import logging
-import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-
-from xxhash import xxh3_64_intdigest
 
 from metadata.errors import Fenced, Unavailable, VdiskfsError
 from metadata.ids import VdiskId
@@ -26,16 +19,13 @@ from replication.family import Family
 from replication.follower import Newest
 from replication.handles import HANDLE_SHIFT, file_of
 from replication.loading import Loading
+from replication.record_file import RecordFile
 from replication.versions import snapshot_of
 from replication.view import View
 from replication.workspace import Workspace
 
-log = logging.getLogger(__name__)
-
-_WASTE_MAX = 4096
-"""Records that count for nothing before the file is written anew."""
-_RECORD = struct.Struct("<7QQ")
-"""Serial and kind, vdisk, version, size, own blocks, overlap, time; a checksum."""
+_Record = tuple[int, int, int, int, int, int, int]
+"""Serial and kind, vdisk, version, size, own blocks, overlap, time."""
 
 
 class _Kind(IntEnum):
@@ -74,16 +64,19 @@ class FrozenFiles:
     """
 
     def __init__(self, path: str, workspace: Workspace, family: Family, loading: Loading) -> None:
-        self._path, self._workspace, self._family, self._loading = path, workspace, family, loading
+        self._workspace, self._family, self._loading = workspace, family, loading
         self._by_file: dict[int, _Frozen] = {}
-        self._fd, self._records = -1, 0
+        self._file = RecordFile(path, "<7Q", what="files that read older versions", current=self._records)
 
     # ---- the file
 
     def open(self) -> None:
         """Reads what an earlier daemon left, and pins it."""
         found: dict[tuple[int, int, int], _Frozen] = {}
-        for kind, number, snapshot in self._read():
+        for word, vdisk, *facts in self._file.read():
+            kind, number = word & 0xFF, word >> 8 << HANDLE_SHIFT | vdisk
+            version, size, own_blocks, overlap, mtime_ns = facts
+            snapshot = snapshot_of(Newest(vdisk, version, 0, size, own_blocks, overlap, mtime_ns), vdisk)
             if kind == _Kind.CLOSED:
                 self._forget(number)
                 continue
@@ -92,61 +85,19 @@ class FrozenFiles:
             if kind == _Kind.FENCED:
                 one.fenced = Fenced(f"another node took the vdisk over vdisk={snapshot.vdisk}")
             self._note(number, one)
-        self._rewrite()
+        self._file.rewrite()
 
     def close(self) -> None:
         """At the daemon's end."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def keep_only(self, kernel_knows: Callable[[int], bool]) -> None:
         """At a daemon's start: of a vdisk's inode that the kernel does not know, no file is open."""
         for number in [number for number in self._by_file if not kernel_knows(file_of(number))]:
             self.note_closed(number)
 
-    def _read(self) -> Iterator[tuple[int, int, Snapshot]]:
-        try:
-            with open(self._path, "rb") as file:
-                data = file.read()
-        except FileNotFoundError:
-            return
-        for at in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
-            record = data[at : at + _RECORD.size]
-            word, vdisk, version, size, own_blocks, overlap, mtime_ns, check = _RECORD.unpack(record)
-            if xxh3_64_intdigest(record[:-8]) != check:
-                log.warning("the list of files that read older versions is cut short: %s", self._path)
-                return
-            newest = Newest(vdisk, version, 0, size, own_blocks, overlap, mtime_ns)
-            snapshot = snapshot_of(newest, vdisk)
-            yield word & 0xFF, word >> 8 << HANDLE_SHIFT | vdisk, snapshot
-
-    def _write(self, records: Iterable[bytes]) -> None:
-        """A full disk costs the next daemon what is not written, and nobody anything else."""
-        try:
-            if self._fd >= 0:
-                os.write(self._fd, b"".join(records))
-        except OSError as exc:
-            log.warning("what a file reads is not noted for the next daemon: %s", exc)
-
-    def _rewrite(self) -> None:
-        records = [_encoded(number, one) for number, one in self._by_file.items()]
-        self._records = len(records)
-        self.close()
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            self._fd = os.open(self._path + ".new", flags, 0o600)
-            self._write(records)
-            os.rename(self._path + ".new", self._path)
-        except OSError as exc:
-            log.warning("what files read is not noted for the next daemon: %s", exc)
-
-    def _add_records(self, records: list[bytes]) -> None:
-        self._records += len(records)
-        if self._records > 2 * len(self._by_file) + _WASTE_MAX:
-            self._rewrite()
-        else:
-            self._write(records)
+    def _records(self) -> Iterator[_Record]:
+        return (_record(number, one) for number, one in self._by_file.items())
 
     # ---- who reads what
 
@@ -156,14 +107,14 @@ class FrozenFiles:
         for number in files:
             self._note(number, one)
         self._family.unpin(view.vdisk, view.version)  # the caller's
-        self._add_records([_encoded(number, one) for number in one.files])
+        self._file.add(*(_record(number, one) for number in one.files))
 
     def note_unheard(self, view: View) -> None:
         """So do files of the vdisk that an earlier daemon opened and of which this one has not heard."""
         if view.vdisk not in self._by_file:  # later versions are of files that were opened since
             one = _Frozen(view.snapshot)
             self._note(view.vdisk, one)
-            self._add_records([_encoded(view.vdisk, one)])
+            self._file.add(_record(view.vdisk, one))
 
     async def unheard(self, number: int) -> View | None:
         """What such a file reads.
@@ -175,7 +126,7 @@ class FrozenFiles:
         if one is None:
             return None
         self._note(number, one)
-        self._add_records([_encoded(number, one)])
+        self._file.add(_record(number, one))
         return await self.view(number)
 
     def forget(self, vdisk: int) -> None:
@@ -200,7 +151,7 @@ class FrozenFiles:
         # No await since it was the newest: its rows are there.
         one = _Frozen(snapshot)
         self._note(number, one)
-        self._add_records([_encoded(number, one)])
+        self._file.add(_record(number, one))
         found = await self.view(number)
         assert found is not None
         return found
@@ -210,7 +161,7 @@ class FrozenFiles:
         one = self._by_file.get(number)
         if one is not None:
             self._forget(number)
-            self._add_records([_encoded(number, one, _Kind.CLOSED)])
+            self._file.add(_record(number, one, _Kind.CLOSED))
 
     def _forget(self, number: int) -> None:
         one = self._by_file.pop(number, None)
@@ -226,7 +177,7 @@ class FrozenFiles:
                 if not one.is_lost:
                     one.is_lost = True
                     self._family.unpin(vdisk, one.snapshot.version)
-                self._add_records([_encoded(number, one)])
+                self._file.add(_record(number, one))
 
     def pinned_vdisks(self) -> set[int]:
         """Vdisks of which files read an older version."""
@@ -258,12 +209,11 @@ class FrozenFiles:
         return one.view
 
 
-def _encoded(number: int, one: _Frozen, kind: _Kind | None = None) -> bytes:
+def _record(number: int, one: _Frozen, kind: _Kind | None = None) -> _Record:
     read, known = one.snapshot, _Kind.OPEN if one.fenced is None else _Kind.FENCED
     if one.is_lost:
         known = _Kind.LOST
-    body = struct.pack(
-        "<7Q",
+    return (
         number >> HANDLE_SHIFT << 8 | (kind or known),
         read.vdisk,
         read.version,
@@ -272,4 +222,3 @@ def _encoded(number: int, one: _Frozen, kind: _Kind | None = None) -> bytes:
         read.overlap,
         read.mtime_ns,
     )
-    return body + xxh3_64_intdigest(body).to_bytes(8, "little")

@@ -10,30 +10,23 @@ opened again only if nothing newer was applied meanwhile; else the kernel is tol
 """
 
 import errno
-import logging
 import math
-import os
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-
-from xxhash import xxh3_64_intdigest
 
 from metadata.errors import InvalidRequest
 from metadata.index import Index
 from metadata.snapshots import Snapshot
 from replication.family import Family
 from replication.follower import Follower, Newest
-
-log = logging.getLogger(__name__)
+from replication.record_file import RecordFile
 
 FIRST_ID, END_ID = 1 << 39, 1 << 40
 LOOKUP_PIN_S = 10.0
 """An open that follows a lookup comes within microseconds; a path walk stopped in between may take longer."""
-_WASTE_MAX = 4096
-"""Records of the file that count for nothing before it is written anew."""
-_RECORD = struct.Struct("<9Q")
+_Record = tuple[int, int, int, int, int, int, int, int]
+"""Inode and kind, vdisk, version, its record's checksum, size, own blocks, overlap, time."""
 
 
 class _Kind(IntEnum):
@@ -89,20 +82,24 @@ class Versions:
         clock_s: Callable[[], float],
     ) -> None:
         self._is_open = is_open
-        self._path, self._index, self._family, self._follower = path, index, family, follower
+        self._index, self._family, self._follower = index, family, follower
         self._clock_s = clock_s
         self._by_id: dict[int, _Version] = {}
         self._ids: dict[tuple[int, int, int], int] = {}
-        self._next_id, self._records, self._fd = FIRST_ID, 0, -1
+        self._next_id = FIRST_ID
+        self._file = RecordFile(path, "<8Q", what="version inodes", current=self._records, is_needed=True)
         follower.pinned.append(self._pinned_vdisks)
 
     # ---- the file
 
     def open(self) -> None:
         """Reads what an earlier daemon left; all of it is pinned until the kernel forgets it."""
-        for kind, number, found in self._read():
+        for word, vdisk, version_no, check, *facts in self._file.read():
+            kind, number = word & 0xFF, word >> 8
             if kind == _Kind.PINNED:
-                self._by_id[number] = found
+                size, own_blocks, overlap, mtime_ns = facts
+                newest = Newest(vdisk, version_no, check, size, own_blocks, overlap, mtime_ns)
+                self._by_id[number] = _Version(snapshot_of(newest, number), check)
                 self._next_id = max(self._next_id, number + 1)
             elif kind == _Kind.UNPINNED and number in self._by_id:
                 self._by_id[number].pinned_until_s = -math.inf
@@ -116,66 +113,22 @@ class Versions:
             version.is_inherited = True
             if version.pinned_until_s >= 0:
                 self._pin(version, math.inf)
-        self._rewrite()
+        self._file.rewrite()
 
     def close(self) -> None:
         """At the daemon's end."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _read(self) -> Iterable[tuple[int, int, _Version]]:
-        try:
-            with open(self._path, "rb") as file:
-                data = file.read()
-        except FileNotFoundError:
-            return
-        for at in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
-            record = data[at : at + _RECORD.size]
-            word, vdisk, number, check, size, own_blocks, overlap, mtime_ns, digest = _RECORD.unpack(record)
-            if xxh3_64_intdigest(record[:-8]) != digest:
-                log.warning("the list of version inodes is cut short: %s", self._path)
-                return
-            snapshot = snapshot_of(
-                Newest(vdisk, number, check, size, own_blocks, overlap, mtime_ns), word >> 8
-            )
-            yield word & 0xFF, word >> 8, _Version(snapshot, check)
-
-    def _write(self, kind: _Kind, version: _Version) -> bytes:
-        one = version.snapshot
-        body = struct.pack(
-            "<8Q",
-            one.id << 8 | kind,
-            one.vdisk,
-            one.version,
-            version.check,
-            one.size,
-            one.own_blocks,
-            one.overlap,
-            one.mtime_ns,
-        )
-        return body + xxh3_64_intdigest(body).to_bytes(8, "little")
+        self._file.close()
 
     def _note(self, kind: _Kind, version: _Version) -> None:
-        os.write(self._fd, self._write(kind, version))
-        self._records += 1
-        if self._records > 2 * len(self._by_id) + _WASTE_MAX:
-            self._rewrite()
+        self._file.add(_record(kind, version))
 
-    def _rewrite(self) -> None:
-        records = []
+    def _records(self) -> Iterator[_Record]:
         for version in self._by_id.values():
-            records.append(self._write(_Kind.PINNED, version))
+            yield _record(_Kind.PINNED, version)
             if version.is_read:
-                records.append(self._write(_Kind.READ, version))
+                yield _record(_Kind.READ, version)
             if not version.is_pinned:
-                records.append(self._write(_Kind.UNPINNED, version))
-        with open(self._path + ".new", "wb") as file:
-            file.write(b"".join(records))
-        os.rename(self._path + ".new", self._path)
-        self.close()
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        self._records = len(records)
+                yield _record(_Kind.UNPINNED, version)
 
     # ---- looking up, opening, forgetting
 
@@ -298,8 +251,7 @@ class Versions:
         if not version.is_pinned:
             version.is_pinned = True
             self._family.pin(version.snapshot.vdisk, version.snapshot.version)
-            if self._fd >= 0:
-                self._note(_Kind.PINNED, version)
+            self._note(_Kind.PINNED, version)
 
     def _unpin(self, version: _Version) -> None:
         if version.is_pinned:
@@ -332,4 +284,18 @@ def snapshot_of(newest: Newest, number: int) -> Snapshot:
         overlap=newest.overlap,
         mtime_ns=newest.mtime_ns,
         created_ns=newest.mtime_ns,
+    )
+
+
+def _record(kind: _Kind, version: _Version) -> _Record:
+    one = version.snapshot
+    return (
+        one.id << 8 | kind,
+        one.vdisk,
+        one.version,
+        version.check,
+        one.size,
+        one.own_blocks,
+        one.overlap,
+        one.mtime_ns,
     )
