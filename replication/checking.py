@@ -63,9 +63,10 @@ async def _check_one(vdisks: Vdisks, vdisk: VdiskId) -> list[Finding]:
     async with head.layout_lock, head.commit_pause():
         lineage = replace(vdisks.loading.lineage(vdisk, facts), durable_version=head.log.version)
         descent = vdisks.family.descent(vdisk)
+        indexed = vdisks.family.indexed_versions(vdisk)
         versions = [
             _Seen(version, visible_spans(version, lineage.rollbacks), descent.parent_at(asked) is not None)
-            for version, asked in [(_NEWEST, None), *((v, v) for v in vdisks.family.read_versions(vdisk))]
+            for version, asked in [(_NEWEST, None), *((v, v) for v in sorted(indexed))]
         ]
         pinned = vdisks.family.pinned_versions(vdisk)
         problems = await space.wait_for(compare)

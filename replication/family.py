@@ -2,7 +2,8 @@
 
 A mirror of the ``vdisk/`` and ``snap/`` rows of the catalog, read at start and changed right behind each
 transaction; besides it, the *pins* of this daemon: versions that an open file reads, or that something is being
-made of. Whoever changes the tree in the catalog holds ``lock`` until the mirror shows it.
+made of. A version may be pinned for readers *elsewhere*, too: it stays, but this node's index may not have its rows.
+Whoever changes the tree in the catalog holds ``lock`` until the mirror shows it.
 """
 
 from collections import Counter
@@ -29,6 +30,7 @@ class Family:
         self._snapshots: dict[int, dict[str, Snapshot]] = {}
         self._by_id: dict[int, Snapshot] = {}
         self._pins: dict[int, Counter[int]] = {}
+        self._pins_elsewhere: dict[int, Counter[int]] = {}
 
     async def load(self, catalog: Catalog) -> None:
         """Reads the mirror."""
@@ -148,18 +150,20 @@ class Family:
 
     # ---- who keeps what
 
-    def pin(self, vdisk: int, version: int) -> None:
-        """Somebody reads this version until ``unpin``."""
-        self._pins.setdefault(vdisk, Counter())[version] += 1
+    def pin(self, vdisk: int, version: int, *, elsewhere: bool = False) -> None:
+        """Somebody reads this version until ``unpin``, here or elsewhere."""
+        pins = self._pins_elsewhere if elsewhere else self._pins
+        pins.setdefault(vdisk, Counter())[version] += 1
 
-    def unpin(self, vdisk: int, version: int) -> None:
+    def unpin(self, vdisk: int, version: int, *, elsewhere: bool = False) -> None:
         """Somebody does not any more."""
-        pins = self._pins[vdisk]
+        all_pins = self._pins_elsewhere if elsewhere else self._pins
+        pins = all_pins[vdisk]
         pins[version] -= 1
         if not pins[version]:
             del pins[version]
         if not pins:
-            del self._pins[vdisk]
+            del all_pins[vdisk]
 
     @contextmanager
     def pinned(self, vdisk: int, version: int) -> Iterator[None]:
@@ -171,19 +175,23 @@ class Family:
             self.unpin(vdisk, version)
 
     def pinned_versions(self, vdisk: int) -> set[int]:
-        """Versions with a pin and without a name or a child."""
+        """Versions with a pin of this node's and without a name or a child."""
         others = {snapshot.version for snapshot in self._snapshots.get(vdisk, {}).values()}
         return set(self._pins.get(vdisk, ())) - others - set(self.children(vdisk).values())
 
     def pin_count(self, vdisk: int) -> int:
         """How many pins its versions have."""
-        return sum(self._pins.get(vdisk, Counter()).values())
+        return sum(sum(pins.get(vdisk, Counter()).values()) for pins in (self._pins, self._pins_elsewhere))
+
+    def indexed_versions(self, vdisk: int) -> set[int]:
+        """Versions besides the newest of which this node's index has the rows: with a name, a child, or a reader here."""
+        versions = {snapshot.version for snapshot in self._snapshots.get(vdisk, {}).values()}
+        versions.update(self.children(vdisk).values(), self._pins.get(vdisk, ()))
+        return versions
 
     def read_versions(self, vdisk: int) -> tuple[int, ...]:
         """Versions that somebody other than the head may read, in order: what they see stays."""
-        versions = {snapshot.version for snapshot in self._snapshots.get(vdisk, {}).values()}
-        versions.update(self.children(vdisk).values(), self._pins.get(vdisk, ()))
-        return tuple(sorted(versions))
+        return tuple(sorted({*self.indexed_versions(vdisk), *self._pins_elsewhere.get(vdisk, ())}))
 
     def kept_versions(self, vdisk: int) -> tuple[int, ...]:
         """Borders between generations, in order: read versions, and for ever both ends of each rollback."""
@@ -202,7 +210,7 @@ class Family:
         while (parent := self.descent(child).parent) is not None:
             if not self.descent(parent[0]).nameless or len(self.children(parent[0])) > 1:
                 break
-            if parent[0] in self._pins:
+            if self.pin_count(parent[0]):
                 break
             child = parent[0]
             doomed.append(child)
@@ -210,4 +218,4 @@ class Family:
 
     def is_needed(self, vdisk: int) -> bool:
         """Whether anybody reads the vdisk besides whoever opens it by its name."""
-        return bool(self.children(vdisk)) or vdisk in self._pins or vdisk in self._snapshots
+        return bool(self.children(vdisk) or self.pin_count(vdisk) or vdisk in self._snapshots)

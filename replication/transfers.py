@@ -217,7 +217,7 @@ class Transfers:
     async def _receive(self, vdisk: int, epoch: int, kept: list[int]) -> Owner:
         """The owner has handed the vdisk over to this node."""
         for version in kept:
-            self._own.family.pin(vdisk, version)
+            self._own.family.pin(vdisk, version, elsewhere=True)
         self._pins.append(_Pins(vdisk, kept, self._own.workspace.clock_s() + KEEP_PINS_S))
         await self._mirror.refresh(self._catalog, vdisk)
         await self._announce(vdisk, epoch)
@@ -380,7 +380,8 @@ class Transfers:
             self._let_go(vdisk, head, view)
         self.counts.handed_over += 1
         self._mirror.note_owner(vdisk, Owner(to, epoch))
-        return epoch, list(own.family.read_versions(vdisk))
+        # Not those of readers elsewhere, which this node was told of: told on and on they would stay for ever.
+        return epoch, sorted(own.family.indexed_versions(vdisk))
 
     async def _name_owner(self, vdisk: int, owner: Owner, *, to: str) -> int:
         """Writes the owner record; does not return before it is known whether it was written."""
@@ -555,7 +556,7 @@ class Transfers:
         self._pins = [pins for pins in self._pins if pins.until_s >= now_s]
         for pins in over:
             for version in pins.versions:
-                self._own.family.unpin(pins.vdisk, version)
+                self._own.family.unpin(pins.vdisk, version, elsewhere=True)
 
     async def _tend_sharers(self) -> None:
         for vdisk, sharers in list(self._sharers.items()):

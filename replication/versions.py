@@ -99,7 +99,8 @@ class Versions:
             if kind == _Kind.PINNED:
                 size, own_blocks, overlap, mtime_ns = facts
                 newest = Newest(vdisk, version_no, check, size, own_blocks, overlap, mtime_ns)
-                self._by_id[number] = _Version(snapshot_of(newest, number), check)
+                is_read = number in self._by_id and self._by_id[number].is_read
+                self._by_id[number] = _Version(snapshot_of(newest, number), check, is_read=is_read)
                 self._next_id = max(self._next_id, number + 1)
             elif kind == _Kind.UNPINNED and number in self._by_id:
                 self._by_id[number].pinned_until_s = -math.inf

@@ -7,12 +7,14 @@ from contextlib import suppress
 
 import pytest
 import trio
+import trio.testing
 
 from metadata.errors import Fenced, InvalidRequest, NotOwner, Unavailable
 from metadata.ids import VdiskId
 from replication.head import Head
 from replication.ownership import Owner, find_owner
 from replication.remote import Remote
+from replication.transfers import KEEP_PINS_S
 from replication.view import View
 from tests.replication.cluster_rig import ClusterRig
 from tests.replication.rig import (
@@ -29,6 +31,7 @@ from tests.replication.rig import (
     write,
 )
 from tests.replication.sharing import company_of, counts_of, get, put, writer
+from tests.replication.test_versions import passes
 
 
 @pytest.fixture
@@ -89,6 +92,28 @@ def test_a_file_that_is_read_goes_on_at_its_version_when_the_head_has_gone(clust
             assert a.family.pin_count(20) == 0
 
     run(scenario)
+
+
+def test_what_readers_elsewhere_keep_does_not_go_from_owner_to_owner_for_ever(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            nodes = [cluster.node("a"), await cluster.start("b")]
+            for turn in range(5):
+                owner, taker = nodes[turn % 2], nodes[(turn + 1) % 2]
+                reader = await owner.open(VdiskId(20), flags=os.O_RDONLY)
+                number = await writer(taker, 20)
+                assert (
+                    len(taker.family.read_versions(20)) <= 2
+                )  # what the reader reads, and the one before it
+                owner.close(reader)
+                await put(taker, number, 0, block(10 + turn))
+                await taker.flush_handle(number)
+                taker.close(number)
+                await sound(taker, 20)
+                await passes(0.6 * KEEP_PINS_S)
+
+    run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
 def test_two_writers_share_a_vdisk_and_each_reads_what_the_other_wrote(cluster: ClusterRig) -> None:

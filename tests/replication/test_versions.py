@@ -245,6 +245,29 @@ def test_handles_and_inodes_outlive_the_daemon(cluster: ClusterRig) -> None:
     run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
+def test_a_version_pinned_again_through_the_vdisks_own_inode_outlives_the_daemon(
+    cluster: ClusterRig,
+) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            a, b = await cluster.start("a"), await cluster.start("b")
+            head = await create(a, V)
+            await changed(head, 0, 1)
+            versions = company_of(b).versions
+            first = await versions.look_up(V)  # so it stays known when its pin has ended
+            assert (await versions.newest(V)).id == first.id
+            await passes(LOOKUP_PIN_S + 2)
+            assert not b.family.pinned_versions(V)
+            handle = await b.open_version((await versions.newest(V)).id)
+            await changed(head, 0, 2)
+            await cluster.kill("b")
+            b = await cluster.start("b")
+            company_of(b).versions.keep_only(lambda inode: inode == V)
+            assert await content(b, handle) == block(1)
+
+    run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
 def test_a_version_looked_up_long_ago_is_stale_once_it_was_overwritten(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():
