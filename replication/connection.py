@@ -88,7 +88,8 @@ class CallingSide:
             VdiskfsError: what the other side raised.
         """
         while len(self._waiting) >= CALLS_MAX and not self.is_over:
-            self._has_room = self._has_room or trio.Event()
+            if self._has_room is None:
+                self._has_room = trio.Event()
             await self._has_room.wait()
         if self._stream.queued_bytes:
             await self._stream.wait_room()

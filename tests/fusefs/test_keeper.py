@@ -179,7 +179,7 @@ def test_a_daemon_that_does_not_end_in_time_is_said_to_be_still_writing(fake_mou
     record = fake_mount.record()
     os.kill(record.pid, signal.SIGSTOP)
     with pytest.raises(Unavailable, match=f"pid {record.pid}.*still writes back"):
-        fake_mount.end(timeout_s=0.1)
+        fake_mount.end(timeout_s=2)
     os.kill(record.pid, signal.SIGCONT)
     assert processes.wait_gone([record.keeper], until=time.monotonic() + DEADLINE_S)
     assert not fake_mount.is_registered()
