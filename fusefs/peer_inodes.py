@@ -63,6 +63,9 @@ class PeerInodes:
         """Heads' inodes of which files are open for writing, as far as is known, since before this daemon."""
         self._lookups: Counter[int] = Counter()
         """How often it was told; a word of its that it has forgotten one may be overtaken by the next."""
+        self._replaced: set[int] = set()
+        """Heads' inodes that the kernel has made anew since an earlier daemon told it of them: it will forget the old one,
+        too, by the same number."""
         self._mixed: set[int] = set()
         """Heads' inodes of which the kernel may have pages of an older version."""
         company.may_be_written, company.may_be_open = self._may_be_written, self._may_be_open
@@ -204,6 +207,9 @@ class PeerInodes:
     def shown(self, inode: int, entry: _Entry) -> _Entry:
         """The entry with which the kernel is told of a head's inode."""
         if not FIRST_ID <= inode < END_ID:
+            is_first = self._is_successor and not self._lookups[inode]
+            if is_first and self._generations.get(inode) not in (None, entry.generation):
+                self._replaced.add(inode)
             self._generations.note(inode, entry.generation)
             self._lookups[inode] += 1
         return entry
@@ -245,8 +251,11 @@ class PeerInodes:
 
     def forget(self, inode: int, lookups: int) -> None:
         """The kernel has forgotten so many times that it was told of this inode."""
+        if inode in self._replaced:  # how often it was told of the old one an earlier daemon knew
+            self._replaced.discard(inode)
+            return
         self._lookups[inode] -= lookups
-        if self._lookups[inode] <= 0:
+        if self._lookups[inode] <= 0 and not (self._is_successor and self._kernel_knows(inode)):
             del self._lookups[inode]
             self._generations.forget(inode)
             self._company.frozen.forget(inode)
