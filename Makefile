@@ -4,6 +4,7 @@
 #   make test       the tests: about twenty minutes on two cores
 #   make coverage   the tests, and which lines and branches they run, daemons and keepers included; twice as long
 #   make test-s3    object pools on a real S3 server, Ceph's radosgw, with a cluster of its own
+#   make test-ceph  pools in Ceph, on a real cluster of its own
 #   make check      format, lint, types, tests: the one gate, what CI runs
 #   make bench      every figure against qemu-storage-daemon's exports and a raw file (ARGS="--rows ...")
 #   make fuzz       random calls on one node and three, without a kernel on each pool and catalog, in the core    MINUTES=10
@@ -28,9 +29,9 @@ LONG := -o faulthandler_timeout=0 $(if $(SEED),--seed=$(SEED))
 FUZZED := tests/calls tests/model tests/metadata tests/fusefs/test_fuse_abi.py
 FUZZED_TESTS := 12
 
-.PHONY: demo test coverage test-s3 check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive soak wheel bare systemd clean install install-run install-test install-s3
+.PHONY: demo test coverage test-s3 test-ceph check format lint types bench fuzz fuzz-bytes simulate mutants powercut crash-states crash survive soak wheel bare systemd clean install install-run install-test install-s3 install-ceph
 
-install-run install-test install-s3:
+install-run install-test install-s3 install-ceph:
 	@.ci/install $(@:install-%=%) $(PYTHON)
 
 demo: install-run
@@ -48,6 +49,9 @@ coverage: install-test
 
 test-s3: install-test install-s3
 	$(PY) -m pytest tests/s3 $(ARGS)
+
+test-ceph: install-test install-ceph
+	$(PY) -m pytest tests/ceph $(ARGS)
 
 lint: install-test
 	$(PY) -m ruff check .

@@ -106,6 +106,7 @@ class Loading:
 
         def find() -> Recovered:
             space.pool.count_staged(vdisk)
+            space.pool.fence(vdisk, facts.epoch)
             if resting is not None:
                 known = space.index.state(vdisk)
                 current = known is not None and known.collected >= facts.floor.collected

@@ -84,6 +84,8 @@ class Merger:
                 return
             if run is not None:
                 merged = Span(run[0].position, run[-1].end - run[0].position)
+                if self._join(group, merged, superseded([*spans, merged])):
+                    continue
                 data = b"".join(_content(group, span, after=at) for span, at in _parts(run))
                 group.space.store.put_new(group.key(merged), data)
                 with group.lock:
@@ -98,6 +100,22 @@ class Merger:
                 if not group.is_gone:
                     group.space.store.delete([group.key(span) for span in old])
             self.merged_objects += len(old)
+
+    def _join(self, group: ObjectGroup, merged: Span, old: list[Span]) -> bool:
+        """Where the store can do it without moving a byte."""
+        with group.syncing:
+            if group.is_gone:
+                return True  # all of it went
+            if not group.space.store.join(group.key(merged), [group.key(span) for span in old]):
+                return False
+        with group.lock:
+            assert group.table is not None
+            group.table.add([merged])
+            group.table.drop(old)
+            for span in old:
+                group.digests.pop(span, None)
+        self.merged_objects += len(old)
+        return True
 
 
 def _parts(run: list[Span]) -> list[tuple[Span, int]]:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
@@ -69,6 +69,20 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Listed:
         """Objects and folders directly below ``prefix``, which ends with a slash or is empty."""
+
+
+@runtime_checkable
+class GuardedStore(Store, Protocol):
+    """One that has more than objects to put (replication/rados_store.py)."""
+
+    def join(self, key: str, old: Sequence[str]) -> None:
+        """Makes one object of neighbours, those at the ``old`` keys, without moving their bytes. Raises: NotFound."""
+
+    def fence(self, prefix: str, epoch: int) -> None:
+        """Refuses what is still put into groups of older epochs of the vdisk there."""
+
+    def room(self) -> tuple[int, int]:
+        """Bytes that it may hold, and that are free."""
 
 
 class Lost(Exception):
@@ -235,6 +249,25 @@ class RetryingStore:
 
     def list(self, prefix: str) -> Listed:
         return self._try(lambda: self._store.list(prefix), prefix)
+
+    def join(self, key: str, old: Sequence[str]) -> bool:
+        """Whether one object is made of those; a store that cannot is put it."""
+        store = self._store
+        if not isinstance(store, GuardedStore):
+            return False
+        self._try(lambda: store.join(key, old), key)
+        return True
+
+    def fence(self, prefix: str, epoch: int) -> None:
+        """Where the store has a guard of its own."""
+        store = self._store
+        if isinstance(store, GuardedStore):
+            self._try(lambda: store.fence(prefix, epoch), prefix)
+
+    def room(self) -> tuple[int, int] | None:
+        """Bytes that the store may hold, and that are free; None: it is never full."""
+        store = self._store
+        return self._try(store.room, "") if isinstance(store, GuardedStore) else None
 
     def _try(self, call: Callable[[], T], key: str) -> T:
         deadline, pause_s = self._clock_s() + self._budget_s, PAUSE_S_MIN

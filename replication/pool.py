@@ -247,6 +247,14 @@ class Pool(ABC):
         """Whether a log that was recovered may append to the group it ended in, behind ``end``."""
         return True
 
+    def fence(self, vdisk: int, epoch: int) -> None:
+        """Has the pool itself refuse what comes under older epochs, where it can (replication/fence.py does without).
+
+        Raises:
+            Unavailable: the pool does not answer.
+        """
+        return
+
     def count_staged(self, vdisk: int) -> None:
         """The vdisk is this node's: what its log brought here and not yet into the pool counts from now on."""
         return

@@ -5,6 +5,7 @@
     PREFIX/vdisks/SH/VDISK/EPOCH-NUMBER/POSITION-COUNT      its blocks (replication/object_groups.py)
     PREFIX/vdisks/SH/VDISK/VERSION.checkpoint               as in a directory pool
     PREFIX/vdisks/SH/VDISK/boot                             a hint (replication/boot_sets.py)
+    (what of this is one object in Ceph: replication/rados_store.py)
     STATE/extents/VDISK/EPOCH-NUMBER.staged|.cache          local files: of groups begun here, of others
 
 Two processes never append to one group: the object that begins it can be put once. What a deposed owner still
@@ -46,7 +47,7 @@ from replication.object_store import CALLS_MAX, RetryingStore, Store, connect
 from replication.object_tables import ObjectTable, Span, parse_span, span_name
 from replication.pool import GroupFile, Pool, pool_error
 from replication.pool_checkpoints import pack_checkpoint, unpack_checkpoint
-from replication.pool_url import canonical_url
+from replication.pool_url import canonical_url, is_rados_url
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ FORMAT = 1
 MARKER = "vdiskfs.pool"
 _HINT = "boot"
 SPARE_BYTES = 256 << 20
-"""Guests leave so much of the state directory's disk free: index and journal live there too."""
+"""Guests leave so much of the state directory's disk free: index and journal live there too; and of a pool that can be full."""
 _BEGUN = span_name(Span(0, 0))
 _GROUP_NAME = re.compile(r"([0-9a-f]{6})-([0-9a-f]{7})")
 _LOCAL_NAME = re.compile(_GROUP_NAME.pattern + r"\.(staged|cache)")
@@ -185,6 +186,10 @@ class ObjectPool(Pool):
         """Only where this process ended it: what another one sent may still arrive."""
         return self.group(vdisk, group).may_go_on(end)
 
+    def fence(self, vdisk: int, epoch: int) -> None:
+        if epoch > 1:
+            self.store.fence(vdisk_prefix(vdisk), epoch)
+
     def count_staged(self, vdisk: int) -> None:
         """The vdisk is this node's: what an earlier process of it appended, and the pool has not, counts."""
         staged = [self.group(vdisk, group) for group in self._staged(vdisk)]
@@ -309,13 +314,16 @@ class ObjectPool(Pool):
                 os.unlink(packed)
 
     def statistics(self) -> os.statvfs_result:
-        """An object store is never full; what the local disk leaves is ``check_spare``'s."""
-        room = _ROOM_BYTES // BLOCK_BYTES
+        """Object stores are never full, Ceph is; what the local disk leaves is ``check_spare``'s."""
+        total, free = (count // BLOCK_BYTES for count in self.store.room() or (_ROOM_BYTES, _ROOM_BYTES))
         return os.statvfs_result(
-            (BLOCK_BYTES, BLOCK_BYTES, room, room, room, 1 << 30, 1 << 30, 1 << 30, 0, 255)
+            (BLOCK_BYTES, BLOCK_BYTES, total, free, free, 1 << 30, 1 << 30, 1 << 30, 0, 255)
         )
 
     def check_spare(self, byte_count: int) -> None:
+        room = self.store.room()
+        if room is not None and room[1] - byte_count < min(SPARE_BYTES, room[0] // 16):
+            raise NoSpace(f"the pool is full: what is left is for collection free_bytes={room[1]}")
         for _ in range(2):
             try:
                 disk = os.statvfs(self.folder)
@@ -373,6 +381,19 @@ class ObjectPool(Pool):
         self.space.senders.shutdown()
 
 
+def _connect(url: str) -> Store:
+    """The store at a canonical address; what speaks to it is loaded now.
+
+    Raises:
+        InvalidRequest: that is not installed, or refuses the settings.
+    """
+    if is_rados_url(url):
+        from replication import rados_store
+
+        return rados_store.connect(url)
+    return connect(url)
+
+
 def format_object_pool(
     url: str, *, store: Store | None = None, facts: dict[str, object] | None = None
 ) -> ObjectPool:
@@ -383,7 +404,7 @@ def format_object_pool(
         InvalidRequest, Unavailable: the store refuses, or does not answer.
     """
     url = canonical_url(url)
-    store = store or connect(url)
+    store = store or _connect(url)
     retrying = RetryingStore(store)
     marker = {"format": FORMAT, "pool": secrets.token_hex(8), "salt": secrets.token_hex(8), **(facts or {})}
     try:
@@ -403,7 +424,7 @@ def read_marker(url: str, *, store: Store | None = None) -> dict[str, object]:
     """
     url = canonical_url(url)
     try:
-        facts = json.loads(RetryingStore(store or connect(url)).get(MARKER))
+        facts = json.loads(RetryingStore(store or _connect(url)).get(MARKER))
         if facts["format"] != FORMAT:
             raise InvalidRequest(
                 f"the pool is of format {facts['format']}, this vdiskfs reads format {FORMAT} url={url}"
@@ -425,7 +446,7 @@ def open_object_pool(
         NotFound, InvalidRequest, Corrupt: as ``read_marker``.
     """
     url = canonical_url(url)
-    store = store or connect(url)
+    store = store or _connect(url)
     facts = read_marker(url, store=store)
     return ObjectPool(
         url,

@@ -5,9 +5,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from metadata.errors import InvalidRequest
 
-SCHEMES = ("s3", "gs", "az", "file", "memory")
+SCHEMES = ("s3", "gs", "az", "rados", "file", "memory")
 """``file`` and ``memory`` are stores on this machine, for tests and trials."""
 _OPTIONS = ("endpoint", "region", "storage_class", "virtual_hosted_style_request")
+_RADOS_OPTIONS = ("conf", "user")
 """What an address may say after a question mark; never a secret."""
 
 
@@ -15,6 +16,11 @@ def is_object_url(text: str) -> bool:
     """Whether this names an object store, not a directory."""
     scheme, found, _ = text.partition("://")
     return bool(found) and scheme in SCHEMES
+
+
+def is_rados_url(text: str) -> bool:
+    """Whether this names a pool of a Ceph cluster."""
+    return text.startswith("rados://")
 
 
 def canonical_url(url: str, *, options: Iterable[tuple[str, str]] = ()) -> str:
@@ -29,16 +35,19 @@ def canonical_url(url: str, *, options: Iterable[tuple[str, str]] = ()) -> str:
         raise InvalidRequest(f"not the address of an object store: {exc}") from exc
     if parts.scheme not in SCHEMES or not (parts.netloc or parts.scheme in ("file", "memory")):
         raise InvalidRequest(
-            f"not the address of an object store, like s3://bucket/prefix: {parts.scheme}://..."
+            f"not the address of an object store, like s3://bucket/prefix or rados://pool: {parts.scheme}://..."
         )
     if "@" in parts.netloc:
         raise InvalidRequest(
             "credentials do not belong into an address: put them into the environment or a file"
         )
     said = dict(parse_qsl(parts.query)) | {key: value for key, value in options if value}
+    known = _RADOS_OPTIONS if parts.scheme == "rados" else _OPTIONS
     for name in said:
-        if name not in _OPTIONS:
-            raise InvalidRequest(f"an address has no option {name!r}; there are {', '.join(_OPTIONS)}")
+        if name not in known:
+            raise InvalidRequest(
+                f"an address like {parts.scheme}://... has no option {name!r}; there are {', '.join(known)}"
+            )
     return urlunsplit(
         (parts.scheme, parts.netloc, parts.path.rstrip("/"), urlencode(sorted(said.items())), "")
     )

@@ -1,4 +1,4 @@
-"""Pools of every kind by their address: a directory, or an object store's like s3://bucket/prefix.
+"""Pools of every kind by their address: a directory, an object store's like s3://bucket/prefix, rados://pool.
 
 What speaks to an object store is loaded only where there is one.
 """
@@ -30,7 +30,7 @@ def resolve_pool(where: str, *, endpoint: str = "") -> str:
         return canonical_url(where, options=[("endpoint", endpoint)])
     if endpoint or "://" in where:
         raise InvalidRequest(
-            f"not a directory, nor the address of an object store like s3://bucket/prefix: {where}"
+            f"not a directory, nor the address of an object store like s3://bucket/prefix or rados://pool: {where}"
         )
     return os.path.realpath(where)
 

@@ -137,7 +137,7 @@ def _add_format(verb: AddVerb) -> None:
     added.add_argument(
         "pool",
         metavar="POOL",
-        help="an empty or a new directory, or an object store's address: s3://BUCKET/PREFIX",
+        help="an empty or a new directory, or an object store's address: s3://BUCKET/PREFIX, or rados://POOL of Ceph",
     )
     added.add_argument("--endpoint", default="", metavar="URL", help=_ENDPOINT_HELP)
     added.add_argument(

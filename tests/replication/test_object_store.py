@@ -11,6 +11,7 @@ from metadata.errors import Exists, InvalidRequest, NotFound, Unavailable
 from replication.object_store import ObstoreStore, RetryingStore, Store, connect
 from replication.pool_url import canonical_url, is_object_url
 from tests.replication.objects import StoreInMemory
+from tests.replication.rados_in_memory import rados_store
 
 
 class Clock:
@@ -29,10 +30,12 @@ def retrying(store: Store, clock: Clock, budget_s: float = 30.0) -> RetryingStor
     return RetryingStore(store, budget_s=budget_s, pause=clock.pause, clock_s=lambda: clock.now_s)
 
 
-@pytest.fixture(params=["memory", "obstore memory", "obstore file"])
+@pytest.fixture(params=["memory", "rados memory", "obstore memory", "obstore file"])
 def store(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Store:
     if request.param == "memory":
         return StoreInMemory()
+    if request.param == "rados memory":
+        return rados_store()
     if request.param == "obstore memory":
         return connect("memory://")
     return connect(f"file://{tmp_path}/bucket")
@@ -119,7 +122,7 @@ class TestTryingAgain:
 class TestAddresses:
     def test_directories_are_none(self) -> None:
         assert [is_object_url(text) for text in ("s3://b/p", "gs://b", "file:///x")] == [True] * 3
-        assert [is_object_url(text) for text in ("/srv/pool", "pool", "./s3:/x", "rados://p")] == [False] * 4
+        assert [is_object_url(text) for text in ("/srv/pool", "pool", "./s3:/x", "rbd://p")] == [False] * 4
 
     def test_options_are_put_in_order_and_join_those_that_are_there(self) -> None:
         found = canonical_url(
