@@ -148,6 +148,8 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
             await stack.enter_async_context(_meanwhile(vdisks.company.run))  # to the last commit
         await stack.enter_async_context(vdisks)
         times.note("journal and logs")
+        gc.freeze()
+        gc.enable()
         if await _serve(settings, workspace, vdisks, store=store, times=times, notifier_end=notifier_end):
             await make_way(vdisks)
         session.is_ending = True
@@ -354,7 +356,7 @@ def _prepare_process() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(FINISH_SIGNAL, signal.SIG_IGN)  # until it serves
     sys.setswitchinterval(THREAD_SWITCH_S)
-    gc.freeze()
+    gc.disable()  # until what is there is in memory, to stay
 
 
 def main(arguments: list[str]) -> int:

@@ -18,7 +18,7 @@ generations for ever (replication/family.py), so that no row is on both sides of
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from metadata.errors import Corrupt
 from metadata.ids import HOLE
@@ -70,12 +70,19 @@ class Descent:
         return self.parent
 
 
+_NOTHING = Descent()
+_FIELDS = [one.name for one in fields(Descent)]
+
+
 def read_descent(value: Mapping[str, object]) -> Descent:
     """The descent in a decoded ``vdisk/`` row.
 
     Raises:
         Corrupt: it is none.
     """
+
+    if not any(map(value.get, _FIELDS)):  # of nearly all vdisks
+        return _NOTHING
 
     def number(name: str) -> int:
         found = value.get(name, 0)

@@ -20,7 +20,7 @@ import shutil
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 
 import msgpack
@@ -78,6 +78,9 @@ class VdiskState:
     generation: int = 1
     collected: int = 0
     """The newest collection this knows of: groups may be gone that an index or checkpoint of an older one names."""
+
+
+_STATE_FIELDS = [one.name for one in fields(VdiskState)]
 
 
 @dataclass(slots=True)
@@ -287,7 +290,7 @@ class Index:
             writes.put(row_key(vdisk, vblock, generation), row)
         for segment, checksums in batch.segments.items():
             writes.put(segment_key(vdisk, segment), checksums)
-        writes.put(vdisk_key(vdisk), msgpack.packb(asdict(batch.state)))
+        writes.put(vdisk_key(vdisk), _encode_state(batch.state))
         self._write(writes)
 
     def stored_rows(
@@ -333,7 +336,7 @@ class Index:
         for vblock, generation in deletes:
             writes.delete(row_key(vdisk, vblock, generation))
         if state is not None:
-            writes.put(vdisk_key(vdisk), msgpack.packb(asdict(state)))
+            writes.put(vdisk_key(vdisk), _encode_state(state))
         self._write(writes)
 
     def segment_groups(self, vdisk: int) -> list[int]:
@@ -526,6 +529,11 @@ def _parse_row_key(key: bytes) -> tuple[bytes, int, int, int]:
     return kind, vdisk, vblock, inverted
 
 
+def _encode_state(state: VdiskState) -> bytes:
+    packed: bytes = msgpack.packb({name: getattr(state, name) for name in _STATE_FIELDS})
+    return packed
+
+
 def decode_state(data: bytes, vdisk: int) -> VdiskState:
     """A vdisk's state as the index has it.
 
@@ -533,10 +541,10 @@ def decode_state(data: bytes, vdisk: int) -> VdiskState:
         IndexDamaged: it is none.
     """
     try:
-        state = VdiskState(**msgpack.unpackb(data))
-        if not all(type(value) is int for value in astuple(state)):
-            raise TypeError(state)
-        return state
+        values = dict(msgpack.unpackb(data))
+        if not all(type(value) is int for value in values.values()):
+            raise TypeError(values)
+        return VdiskState(**values)
     except (TypeError, ValueError, msgpack.UnpackException) as exc:
         raise IndexDamaged(f"the snapshot index holds a damaged state vdisk={vdisk}") from exc
 

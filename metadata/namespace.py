@@ -98,6 +98,10 @@ def encode_inode(inode: Inode) -> bytes:
     return encode_value(fields)
 
 
+_KINDS = {kind.value: kind for kind in Kind}
+_NO_XATTRS: dict[bytes, bytes] = {}
+
+
 def decode_inode(key: bytes, value: bytes, revision: int) -> Inode:
     """An ``inode/`` row.
 
@@ -108,20 +112,21 @@ def decode_inode(key: bytes, value: bytes, revision: int) -> Inode:
     try:
         mtime_ns, ctime_ns = fields["mtime"], fields["ctime"]
         mtime_set_ns = fields.get("mtime_set", 0)
-        check_kind(int, (fields["mode"], fields["uid"], fields["gid"], fields["atime"]))
-        check_kind(int, (mtime_ns, ctime_ns, mtime_set_ns))
-        xattrs = cast("dict[bytes, bytes]", fields.get("xattrs", {}))
-        check_kind(bytes, (*xattrs, *xattrs.values(), fields.get("target", b"")))
+        mode, uid, gid, atime_ns = fields["mode"], fields["uid"], fields["gid"], fields["atime"]
+        check_kind(int, (mode, uid, gid, atime_ns, mtime_ns, ctime_ns, mtime_set_ns))
+        target = cast("bytes", fields.get("target", b""))
+        xattrs = cast("dict[bytes, bytes]", fields.get("xattrs", _NO_XATTRS))
+        check_kind(bytes, (*xattrs, *xattrs.values(), target))
         return Inode(
-            kind=Kind(cast("str", fields["kind"])),
-            mode=fields["mode"],
-            uid=fields["uid"],
-            gid=fields["gid"],
-            atime_ns=fields["atime"],
+            kind=_KINDS[cast("str", fields["kind"])],
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            atime_ns=atime_ns,
             mtime_ns=mtime_ns,
             ctime_ns=mtime_ns if ctime_ns == mtime_ns else ctime_ns,  # one object: there are many inodes
             mtime_set_ns=mtime_set_ns,
-            target=cast("bytes", fields.get("target", b"")),
+            target=target,
             xattrs=tuple(xattrs.items()),
             revision=revision,
         )

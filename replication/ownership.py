@@ -14,7 +14,7 @@ the owner record, so that a deposed owner, however late it wakes up, cannot say 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from metadata.catalog import (
     Catalog,
@@ -105,20 +105,21 @@ def read_resting(value: object) -> Resting | None:
     if not isinstance(value, dict) or not value.get("resting"):
         return None
     try:
-        resting = Resting(**value["resting"])
-        check_kind(int, astuple(resting))
-        return resting
-    except TypeError as exc:
+        fields = dict(value["resting"])
+        check_kind(int, fields.values())
+        return Resting(**fields)
+    except (TypeError, ValueError) as exc:
         raise Corrupt(f"a damaged summary in the catalog: {exc}") from exc
 
 
 def _read_floor(value: dict[str, object]) -> Floor:
-    fields = value.get("floor") or {}
+    if not value.get("floor"):
+        return NO_FLOOR
     try:
-        floor = Floor(**fields)  # type: ignore[arg-type]
-        check_kind(int, astuple(floor))
-        return floor
-    except TypeError as exc:
+        fields = dict(value["floor"])  # type: ignore[call-overload]
+        check_kind(int, fields.values())
+        return Floor(**fields)
+    except (TypeError, ValueError) as exc:
         raise Corrupt(f"a damaged floor in the catalog: {exc}") from exc
 
 
