@@ -4,7 +4,7 @@ from tests.mutants.planting import Mutant
 
 _OWNERSHIP = "tests/replication/test_ownership.py::"
 _SESSION = "tests/replication/test_session.py::TestASession::"
-_FOLLOWING = "tests/replication/test_following.py::"
+_FOLLOWING = "tests/replication/test_follower.py::"
 _LINKS = "tests/replication/test_links.py::"
 
 MUTANTS = (
@@ -196,8 +196,7 @@ MUTANTS = (
         "    if not (call in head.calls or (again and await is_committed(head, call, "
         'since=int(arguments["since"])))):\n',
         "    if True or again:\n",
-        "tests/replication/test_forwarded_calls.py"
-        "::test_a_write_that_is_repeated_does_not_come_behind_a_later_one",
+        "tests/replication/test_calls.py::test_a_write_that_is_repeated_does_not_come_behind_a_later_one",
     ),
     Mutant(
         "forwarded calls are not in the journal",
@@ -205,7 +204,7 @@ MUTANTS = (
         "replication/head.py",
         "        self._journal(block_no, count, CUT, this_start())\n",
         "        pass\n",
-        "tests/replication/test_forwarded_calls.py::test_the_journal_remembers_calls_that_are_not_committed",
+        "tests/replication/test_calls.py::test_the_journal_remembers_calls_that_are_not_committed",
     ),
     Mutant(
         "a call meant for an earlier owner is done",
@@ -213,8 +212,7 @@ MUTANTS = (
         "replication/forwarding.py",
         "        if not head.owned or head.log.epoch != epoch:\n",
         "        if not head.owned:\n",
-        "tests/replication/test_forwarded_calls.py"
-        "::test_a_call_meant_for_an_owner_of_another_epoch_is_refused",
+        "tests/replication/test_calls.py::test_a_call_meant_for_an_owner_of_another_epoch_is_refused",
     ),
     Mutant(
         "a forwarded write is answered before it is durable",

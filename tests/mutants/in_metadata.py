@@ -211,7 +211,7 @@ MUTANTS = (
         "metadata/catalog_sqlite.py",
         "        if not over:\n            return base, []\n",
         "        if True:\n            return base, []\n",
-        "tests/metadata/test_catalog_leases.py::test_rows_of_a_lease_that_is_over_are_gone",
+        "tests/metadata/test_catalog_sqlite.py::test_rows_of_a_lease_that_is_over_are_gone",
     ),
     Mutant(
         "a transaction of etcd's that was done without an answer is done again, or denied",

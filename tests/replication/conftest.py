@@ -13,7 +13,7 @@ OVER_OBJECTS = {
     "test_cloning",
     "test_collector",
     "test_compaction",
-    "test_following",
+    "test_follower",
     "test_recovery",
     "test_replay",
     "test_rollback",
@@ -22,7 +22,7 @@ OVER_OBJECTS = {
     "test_transfers",
 }
 """Modules whose tests run twice, but for those that look into a directory pool's files."""
-LAGGING = {"test_following", "test_recovery", "test_transfers"}
+LAGGING = {"test_follower", "test_recovery", "test_transfers"}
 """Those whose tests run with durability ``node`` too."""
 _FILES = {
     "group_files",

@@ -9,6 +9,27 @@ from metadata.block_pictures import encode_cells
 GIB = 1 << 30
 TIME_NS = 1_790_000_000 * 10**9
 
+SMALL: list[dict[str, Any]] = [
+    {
+        "id": 16,
+        "kind": "vdisk",
+        "path": "/b.img",
+        "version": 9,
+        "parent": None,
+        "size": 1 << 30,
+        "own_bytes": 4096,
+    },
+    {"id": 20, "kind": "snapshot", "name": "two", "version": 7, "parent": 16, "protected": True},
+    {"id": 21, "kind": "snapshot", "name": "one", "version": 3, "parent": 16, "open_handles": 2},
+    {"id": 30, "kind": "vdisk", "path": "/clone", "version": 1, "parent": 21, "exclusive_bytes": 8192},
+    {"id": 31, "kind": "vdisk", "path": "/another", "version": 1, "parent": 21, "shared_bytes": 0},
+    {"id": 40, "kind": "nameless", "path": None, "version": 2, "parent": None},
+    {"id": 41, "kind": "vdisk", "path": "/of-the-head", "version": 2, "parent": 16},
+    {"id": 42, "kind": "trash", "path": "/gone", "version": 2, "parent": 999},
+    {"id": 43, "kind": "vdisk", "path": "/a.img", "parent": None},
+]
+"""A tree that fits on a screen."""
+
 
 def fake_nodes(count: int, *, seed: int = 1) -> list[dict[str, Any]]:
     """About a third vdisks, the rest snapshots; some vdisks are clones of snapshots, a few lost their names."""

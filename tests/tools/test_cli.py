@@ -1,73 +1,15 @@
-"""The command line: usage, sizes, exit codes, one line for each error, what it prints."""
+"""The command line: usage, exit codes, one line for each error."""
 
 import argparse
 import errno
-import io
-import json
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fusefs.mount_table import MountEntry
-from metadata.errors import InvalidRequest, NotFound
-from metadata.units import VDISK_BYTES_MAX
-from tools import cli, render
-from tools.paths import locate, locate_mount, locate_snapshot
-from tools.sizes import format_size, parse_size
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("512", 512),
-        ("1K", 1024),
-        ("1k", 1024),
-        ("1.5G", 3 << 29),
-        ("20GiB", 20 << 30),
-        ("4 T", 4 << 40),
-        ("0.25K", 256),
-        ("1E", 1 << 60),
-        ("1024P", 1 << 60),
-    ],
-)
-def test_sizes_are_powers_of_1024(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "G", "-1", "1.", ".5G", "1e3", "0x10", "1 2", "1X", "1KK", "١", "0.1K", "1,5G"]
-)
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest):
-        parse_size(text)
-
-
-@pytest.mark.parametrize("text", ["16E", "1.25E", str((1 << 60) + 1), "9" * 30])
-def test_a_size_beyond_the_limit_is_refused_with_the_limit(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="at most 1 EiB"):
-        parse_size(text)
-
-
-@given(st.integers(0, VDISK_BYTES_MAX))
-def test_a_printed_size_is_close_to_the_size(size: int) -> None:
-    number, unit = format_size(size).split(" ")
-    factor = 1 << 10 * ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].index(unit)
-    assert abs(float(number) * factor - size) <= factor * 0.0501
-    assert float(number) < 1024
-
-
-def test_sizes_are_printed_short() -> None:
-    sizes = [0, 1023, 1024, 1536, (1 << 20) - 1, 10 << 30, 1 << 60]
-    assert [format_size(size) for size in sizes] == [
-        "0 B", "1023 B", "1 KiB", "1.5 KiB", "1 MiB", "10 GiB", "1 EiB",
-    ]  # fmt: skip
-
+from tools import cli
 
 WRONG_USAGE = [
     [],
@@ -217,106 +159,6 @@ def test_an_interruption_is_one_line_too(
     monkeypatch.setattr("tools.commands_mount.status", fail)
     assert cli.main(["status"]) == 1
     assert capsys.readouterr().err == "vdiskfs: interrupted\n"
-
-
-def test_a_path_outside_any_mount_is_not_found(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(NotFound):
-        locate(str(tmp_path / "x"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fusefs.mount_table.read_mounts", list)
-    with pytest.raises(NotFound, match="nothing is mounted"):
-        locate_mount(None)
-
-
-@pytest.mark.parametrize(
-    ("path", "inner", "name"),
-    [
-        ("a.img", "a.img", None),
-        ("a.img@one", "a.img", "one"),
-        ("dir@x/a.img", "dir@x/a.img", None),
-        ("dir@x/a@b@c", "dir@x/a@b", "c"),
-        (".snapshots/dir/a.img/one", "dir/a.img", "one"),
-        (".snapshots/a.img", ".snapshots/a.img", None),
-        (".snapshots", ".snapshots", None),
-        ("", "", None),
-    ],
-)
-def test_the_last_at_divides_vdisk_and_snapshot(
-    path: str, inner: str, name: str | None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_a_pretended_mount(tmp_path, monkeypatch)
-    located, found = locate_snapshot(f"{tmp_path}/{path}")
-    assert (located.inner, found) == (inner, name)
-    assert located.path == f"{tmp_path}/{inner}".rstrip("/")
-
-
-def test_a_file_of_the_whole_name_wins(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_a_pretended_mount(tmp_path, monkeypatch)
-    (tmp_path / "a@b").touch()
-    located, name = locate_snapshot(f"{tmp_path}/a@b")
-    assert (located.inner, name) == ("a@b", None)
-    located, name = locate_snapshot(f"{tmp_path}/a@b@c")
-    assert (located.inner, name) == ("a@b", "c")
-
-
-@pytest.mark.parametrize("path", ["a.img@", "dir/@one", "@"])
-def test_half_a_snapshot_s_name_is_refused(path: str, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(InvalidRequest, match="write PATH@SNAP"):
-        locate_snapshot(f"{tmp_path}/{path}")
-
-
-def test_paths_are_shown_as_one_would_type_them(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_a_pretended_mount(tmp_path, monkeypatch)
-    (tmp_path / "dir").mkdir()
-    located = locate(str(tmp_path))
-    monkeypatch.chdir(tmp_path / "dir")
-    assert (located.shown("/dir/a"), located.shown("/b")) == ("a", f"{tmp_path}/b")
-    monkeypatch.chdir(tmp_path)
-    assert located.shown("/dir/a") == "dir/a"
-
-
-def on_a_pretended_mount(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = MountEntry(str(folder), "fuse.vdiskfs", "/pool", 99, 0)
-    monkeypatch.setattr("fusefs.mount_table.read_mounts", lambda: [entry])
-    monkeypatch.setattr("fusefs.launch.find_record", lambda entry: None)
-
-
-def test_json_comes_in_a_versioned_envelope(capsys: pytest.CaptureFixture[str]) -> None:
-    render.print_json({"name": "\udcff é", "size": 1 << 60})
-    printed = capsys.readouterr().out
-    assert printed.isascii()
-    assert json.loads(printed) == {"format": 1, "name": "\udcff é", "size": 1 << 60}
-
-
-def test_a_table_lines_up_and_disarms_terminals(capsys: pytest.CaptureFixture[str]) -> None:
-    render.print_table(("NAME", "SIZE"), [("a\x1b[2J\n", "1"), ("b\udcff", "1000")])
-    assert capsys.readouterr().out.splitlines() == [
-        "NAME        SIZE",
-        r"a\x1b[2J\n     1",
-        r"b\udcff     1000",
-    ]
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_for_terminals_and_wiped_at_the_end() -> None:
-    terminal, file = Terminal(), io.StringIO()
-    for stream in (terminal, file):
-        with render.ProgressLine(stream) as line:
-            line.show_bytes("import", 1 << 20, 2 << 20)
-            line.show("too soon to be read")
-    assert terminal.getvalue().split("\r")[1] == "import: 1 MiB of 2 MiB, 50 %"
-    assert terminal.getvalue().endswith(" \r")
-    assert file.getvalue() == ""
 
 
 def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: pathlib.Path) -> None:

@@ -6,7 +6,7 @@ import pathlib
 import random
 
 from tests.mounted_pool import MountedPool
-from tests.tools.test_tree_drawings import data_of
+from tests.tools.test_tree_page import data_of
 
 KIB, MIB = 1 << 10, 1 << 20
 

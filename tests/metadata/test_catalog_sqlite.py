@@ -99,14 +99,6 @@ def test_keeping_alive_waits_for_no_sync_and_everything_else_does(path: pathlib.
     trio.run(main)
 
 
-def test_the_boot_s_number_fits_a_row_and_its_clock_goes_on() -> None:
-    assert boot_clock.boot_number() == boot_clock.boot_number()
-    assert 0 < boot_clock.boot_number() < 2**63
-    before = boot_clock.boot_time_ns()
-    assert before <= boot_clock.boot_time_s() * 1e9 + 1e6
-    assert before <= boot_clock.boot_time_ns()
-
-
 def test_a_catalog_of_before_there_were_boots_is_taken_over(path: pathlib.Path) -> None:
     db = sqlite3.connect(path)
     db.execute("INSERT INTO lease (ttl_ns, ends_ns) VALUES (1000000000, 4000000000000000000)")

@@ -1,10 +1,7 @@
-"""Rates and tables of ``top`` and ``status``."""
+"""Rates of ``top``: what happened between two looks."""
 
 from typing import Any
 
-import pytest
-
-from tools.cluster_tables import print_nodes, print_vdisks
 from tools.commands_top import Look, with_rates
 
 
@@ -31,16 +28,3 @@ def test_the_busiest_vdisks_come_first_with_their_commits_a_second() -> None:
         (20, 0.0),
         (23, None),
     ]
-
-
-def test_tables_show_sessions_owners_and_lags(capsys: pytest.CaptureFixture[str]) -> None:
-    nodes = [
-        {"node": "a", "here": True, "session": "live", "address": "127.0.0.1:7", "vdisks_owned": 2},
-        {"node": "b", "here": False, "session": "no session", "address": None, "vdisks_owned": 1},
-    ]
-    print_nodes(nodes)
-    print_vdisks([vdisk(20, 7, handles=1, lag=2)])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:4] == ["a*", "live", "127.0.0.1:7", "2"]
-    assert lines[2].split()[:4] == ["b", "no", "session", "-"]
-    assert lines[-1].split() == ["/20.img", "a", "b:", "2", "7", "4", "KiB", "1"]
