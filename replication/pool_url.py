@@ -1,7 +1,7 @@
 """Addresses of object stores: which are some, and the one way of writing each. Pure."""
 
 from collections.abc import Iterable
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from metadata.errors import InvalidRequest
 
@@ -48,6 +48,6 @@ def canonical_url(url: str, *, options: Iterable[tuple[str, str]] = ()) -> str:
             raise InvalidRequest(
                 f"an address like {parts.scheme}://... has no option {name!r}; there are {', '.join(known)}"
             )
-    return urlunsplit(
-        (parts.scheme, parts.netloc, parts.path.rstrip("/"), urlencode(sorted(said.items())), "")
-    )
+    query = urlencode(sorted(said.items()))
+    # Not urlunsplit: without a place it leaves the slashes out, and a directory's name would be left.
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}" + (f"?{query}" if query else "")

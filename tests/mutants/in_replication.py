@@ -301,8 +301,8 @@ MUTANTS = (
         "a deleted vdisk goes though an open snapshot reads it",
         "P9 deleting is safe",
         "replication/family.py",
-        "return bool(self.children(vdisk)) or vdisk in self._pins or vdisk",
-        "return bool(self.children(vdisk)) or vdisk",
+        "self.children(vdisk) or self.pin_count(vdisk) or vdisk",
+        "self.children(vdisk) or vdisk",
         _SNAPSHOTS + "TestDeleting::test_a_deleted_vdisk_lives_until_the_last_open_snapshot_is_closed",
     ),
     Mutant(

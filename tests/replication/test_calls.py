@@ -65,8 +65,8 @@ async def hand_over_to_the_asker(cluster: ClusterRig) -> None:
 async def hand_over_to_a_third(cluster: ClusterRig) -> None:
     c = await cluster.start("c")
     assert c.company is not None
+    await writer(c, 20)  # first: whoever has none gives the vdisk to the asker
     await c.company.transfers.acquire(20, force=True)
-    await writer(c, 20)
     assert isinstance(c.heads[20], Head)
 
 
