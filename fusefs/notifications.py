@@ -32,6 +32,8 @@ class Notifications:
         self._fuse_fd, self._notifier = fuse_fd, notifier
         self._asked = 0
         self._told: dict[int, trio.Event] = {}
+        self._waiting_for_room = trio.Lock()
+        """One task at a time may wait for a socket."""
 
     async def run(self) -> None:
         """Takes the notifier's answers, for as long as it runs."""
@@ -96,7 +98,8 @@ class Notifications:
                     self._notifier.send(message)
                     break
                 except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._notifier)
+                    async with self._waiting_for_room:
+                        await trio.lowlevel.wait_writable(self._notifier)
             await told.wait()
         finally:
             self._told.pop(number, None)

@@ -36,7 +36,7 @@ class _Settings:
         """The settings in ``text``.
 
         Raises:
-            InvalidRequest: it is not a JSON object with our keys, those that have a default perhaps missing.
+            InvalidRequest: it is not a JSON object with our keys and kinds of values, those that have a default perhaps missing.
         """
         try:
             values = json.loads(text)
@@ -47,7 +47,18 @@ class _Settings:
         if not isinstance(values, dict) or not needed <= set(values) <= names:
             given = sorted(values) if isinstance(values, dict) else values
             raise InvalidRequest(f"settings do not match, started by another release? got={given}")
+        for field in fields(cls):
+            if field.name in values and not _is_of_kind(values[field.name], field.type):
+                raise InvalidRequest(f"settings do not match, {field.name} is of another kind")
         return cls(**{key: _frozen(value) for key, value in values.items()})
+
+
+def _is_of_kind(value: Any, kind: Any) -> bool:
+    if kind in (str, int, bool):
+        return type(value) is kind
+    if kind is float:
+        return type(value) in (int, float)
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _frozen(value: Any) -> Any:

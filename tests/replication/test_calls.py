@@ -15,6 +15,7 @@ from metadata.records import call_number
 from replication import head_write
 from replication.calls import is_committed, records_back
 from replication.head import Head
+from replication.ownership import find_owner
 from replication.recovery import LogReader
 from replication.remote import Remote, piece_end
 from tests.replication.cluster_rig import ClusterRig, NodeRig
@@ -67,7 +68,7 @@ async def hand_over_to_a_third(cluster: ClusterRig) -> None:
     assert c.company is not None
     await writer(c, 20)  # first: whoever has none gives the vdisk to the asker
     await c.company.transfers.acquire(20, force=True)
-    assert isinstance(c.heads[20], Head)
+    assert (await find_owner(cluster.catalog, 20)).node == "c"
 
 
 async def die_and_be_taken_over(cluster: ClusterRig) -> None:
