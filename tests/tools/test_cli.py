@@ -122,6 +122,7 @@ def test_the_mount_command_imports_nothing_heavy() -> None:
     done = subprocess.run(
         [sys.executable, "-c", probe],
         cwd=pathlib.Path(cli.__file__).parents[1],
+        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
         capture_output=True,
         text=True,
         check=False,
