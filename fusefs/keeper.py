@@ -22,6 +22,7 @@ the keeper's own sees to it that a mount has one keeper.
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import select
 import signal
@@ -206,7 +207,7 @@ class Keeper:
             return
         refused = upgrade.step(self._daemon, serving=self._state is State.SERVING)
         if refused is not None:
-            self._end_upgrade(f"not upgraded, the running daemon goes on: {refused}")
+            self._end_upgrade(self._refusal(refused))
         elif upgrade.phase is Phase.FINISHING and self._daemon is None and not self._is_over():
             self._promote(upgrade)
 
@@ -288,7 +289,9 @@ class Keeper:
         self._ready_at = now
         changes: dict[str, object] = {"serving": True}
         upgrade = self._upgrade if self._upgrade and self._upgrade.phase is Phase.STARTING else None
-        since = upgrade.paused_at if upgrade is not None else self._waiting_since
+        since = self._waiting_since  # if there was a daemon to upgrade, nobody has waited before it paused
+        if since is None and upgrade is not None:
+            since = upgrade.paused_at
         if since is not None:
             changes["last_pause_ms"] = round((now - since) * 1000)
         if upgrade is not None:
@@ -296,6 +299,7 @@ class Keeper:
         self._note(**changes)
         self._waiting_since = None
         if upgrade is not None:
+            self._settings = upgrade.wanted.changed(self._settings)
             self._command = upgrade.wanted.daemon
             self._environment = {"PYTHONPATH": upgrade.wanted.pythonpath}
             say(f"upgraded, guests waited {self._record.last_pause_ms} ms")
@@ -326,13 +330,17 @@ class Keeper:
             client.close()
             return
         try:
-            self._upgrade = Upgrade(client, wanted, self._told())
+            told = self._told()
+            self._upgrade = Upgrade(client, wanted, wanted.changed(told))
             say(f"asked for an upgrade, the successor is process {self._upgrade.successor.pid}")
         except VdiskfsError as problem:
-            handover.send(
-                client.fileno(), Report(error=f"not upgraded, the running daemon goes on: {problem}")
-            )
+            handover.send(client.fileno(), Report(error=self._refusal(problem)))
             client.close()
+
+    def _refusal(self, reason: object) -> str:
+        """Why the successor did not get its turn, and who serves."""
+        serves = "the running daemon goes on" if self._state is State.SERVING else "and no daemon serves"
+        return f"not upgraded, {serves}: {reason}"
 
     def _end_upgrade(self, reason: str) -> None:
         """It was refused, or failed; whoever can serve does."""
@@ -364,7 +372,7 @@ class Keeper:
         if upgrade is not None and upgrade.phase is Phase.STARTING:
             self._end_upgrade(f"not upgraded, a daemon of the release before is started: {self._reason}")
         if self._waiting_since is None:
-            self._waiting_since = ended_at
+            self._waiting_since = ended_at if upgrade is None else upgrade.paused_at or ended_at
         quickly = self._state is State.STARTING or ended_at - self._ready_at < QUICK_DEATH_S
         self._died(quickly=quickly)
 
@@ -487,6 +495,7 @@ def protect_process() -> None:
 def main(arguments: list[str]) -> int:
     """Run as ``python -m fusefs.keeper SETTINGS``."""
     settings = KeeperSettings.from_json(arguments[0])
+    faulthandler.register(signal.SIGUSR1)  # as the daemon: the signal is not to end it
     try:
         protect_process()
         return Keeper(settings).run()

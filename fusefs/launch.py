@@ -174,14 +174,24 @@ def _with_living_daemon(settings: KeeperSettings) -> KeeperSettings:
     return settings
 
 
-def upgrade(record: MountRecord, *, progress: Callable[[str], None]) -> None:
+def upgrade(
+    record: MountRecord, *, listen: str = "", cache_bytes: int = 0, progress: Callable[[str], None]
+) -> None:
     """Have the mount's keeper put this very release's daemon in the place of the one that serves.
+
+    Args:
+        listen, cache_bytes: as for a mount, from now on; unless told, as they were.
 
     Raises:
         Unavailable: it was refused; who served goes on.
     """
     path = registry.keeper_path(os.path.dirname(record.control), record.mountpoint)
-    wanted = UpgradeSettings(daemon=daemon_command(), pythonpath=environment().get("PYTHONPATH", ""))
+    wanted = UpgradeSettings(
+        daemon=daemon_command(),
+        pythonpath=environment().get("PYTHONPATH", ""),
+        listen=listen,
+        cache_bytes=cache_bytes,
+    )
     keeper_socket.ask_upgrade(path, wanted, progress=progress)
 
 

@@ -7,8 +7,8 @@ from a file or the environment, so a daemon started again is told the same as th
 
 import json
 import re
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
 from metadata.errors import InvalidRequest
 from metadata.units import CACHE_BYTES_DEFAULT
@@ -131,6 +131,9 @@ class KeeperSettings(_Settings):
     cache_bytes: int = CACHE_BYTES_DEFAULT
 
 
+_Mounted = TypeVar("_Mounted", NodeSettings, KeeperSettings)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeSettings(_Settings):
     """What a keeper is asked to put in the daemon's place.
@@ -138,10 +141,25 @@ class UpgradeSettings(_Settings):
     Attributes:
         daemon: the command to start, now and from now on.
         pythonpath: where its code lies, if it is not installed.
+        listen, cache_bytes: of the mount from now on; as they were if nothing is said.
     """
 
     daemon: tuple[str, ...]
     pythonpath: str = ""
+    listen: str = ""
+    cache_bytes: int = 0
+
+    def to_json(self) -> str:
+        """Without what is not said: keepers of releases that know nothing of it understand the rest."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value})
+
+    def changed(self, settings: _Mounted) -> _Mounted:
+        """A keeper's or a daemon's settings with what is asked for."""
+        return replace(
+            settings,
+            listen=self.listen or settings.listen,
+            cache_bytes=self.cache_bytes or settings.cache_bytes,
+        )
 
 
 def parse_listen(text: str) -> tuple[str, int]:

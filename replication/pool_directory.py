@@ -365,7 +365,9 @@ def open_pool(path: str) -> DirectoryPool:
         pool_id, salt = str(facts["pool"]), int(facts["salt"], 16)
         return DirectoryPool(path, pool_id=pool_id, salt=salt, is_shared=is_shared)
     except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NotFound(f"no pool here: make one with 'vdiskfs format {path}'") from exc
+        raise NotFound(
+            f"no pool here: is its filesystem mounted? A new one: 'vdiskfs format {path}'"
+        ) from exc
     except PermissionError as exc:
         raise InvalidRequest(f"no permission to read this pool path={path}") from exc
     except (ValueError, KeyError, TypeError, RecursionError) as exc:

@@ -162,6 +162,32 @@ def _add_format(verb: AddVerb) -> None:
     )
 
 
+def _add_umount_and_upgrade(verb: AddVerb) -> None:
+    added = verb("umount", "tools.commands_mount:umount", "flush, unmount, wait until the processes are gone")
+    added.add_argument("mountpoint", metavar="MOUNTPOINT")
+    added.add_argument("--force", action="store_true", help="even if it is in use or does not answer")
+    added.add_argument(
+        "--timeout", type=_seconds, default=UMOUNT_TIMEOUT_S, metavar="SECONDS", help="default: %(default)g"
+    )
+
+    added = verb(
+        "upgrade",
+        "tools.commands_mount:upgrade",
+        "put this release's daemon in the place of the one that serves a mount; guests wait a moment",
+        json=True,
+    )
+    added.add_argument("mountpoint", metavar="MOUNTPOINT")
+    added.add_argument(
+        "--listen",
+        type=_listen,
+        metavar="HOST[:PORT]",
+        help="as for 'mount', from now on (default: unchanged)",
+    )
+    added.add_argument(
+        "--cache", type=_size, metavar="SIZE", help="as for 'mount', from now on (default: unchanged)"
+    )
+
+
 def _add_mount_verbs(verb: AddVerb) -> None:
     _add_format(verb)
     added = verb("mount", "tools.commands_mount:mount", "mount a pool; ready when it returns")
@@ -201,21 +227,7 @@ def _add_mount_verbs(verb: AddVerb) -> None:
         help="mount options, like ro",
     )
 
-    added = verb("umount", "tools.commands_mount:umount", "flush, unmount, wait until the processes are gone")
-    added.add_argument("mountpoint", metavar="MOUNTPOINT")
-    added.add_argument("--force", action="store_true", help="even if it is in use or does not answer")
-    added.add_argument(
-        "--timeout", type=_seconds, default=UMOUNT_TIMEOUT_S, metavar="SECONDS", help="default: %(default)g"
-    )
-
-    added = verb(
-        "upgrade",
-        "tools.commands_mount:upgrade",
-        "put this release's daemon in the place of the one that serves a mount; guests wait a moment",
-        json=True,
-    )
-    added.add_argument("mountpoint", metavar="MOUNTPOINT")
-
+    _add_umount_and_upgrade(verb)
     added = verb("status", "tools.commands_mount:status", "show what is mounted, and how it fares", json=True)
     added.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
 

@@ -104,7 +104,9 @@ def upgrade(arguments: argparse.Namespace) -> int:
             f"vdiskfs mount {entry.source} {entry.mountpoint}"
         )
     with ProgressLine() as line:
-        launch.upgrade(before, progress=line.show)
+        launch.upgrade(
+            before, listen=arguments.listen or "", cache_bytes=arguments.cache or 0, progress=line.show
+        )
     after = launch.find_record(entry) or before
     facts = {
         "mountpoint": entry.mountpoint,
@@ -116,8 +118,11 @@ def upgrade(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(facts)
     else:
+        change = (
+            f"daemon {before.pid} gave way to {after.pid}" if before.pid else f"daemon {after.pid} serves"
+        )
         sys.stdout.write(
-            f"upgraded {entry.mountpoint}: daemon {before.pid} gave way to {after.pid}, guests waited "
+            f"upgraded {entry.mountpoint}: {change}, guests waited "
             f"{after.last_pause_ms} ms; its keeper {after.keeper_pid} stays\n"
         )
     return 0
@@ -163,14 +168,19 @@ def _facts(entry: MountEntry, *, with_cluster: bool = False) -> dict[str, object
         del facts[private]
     if not record.is_alive():
         return facts | {"service": "dead"}
-    facts["service"] = "serving" if record.serving else "starting"
+    facts["service"] = "serving" if record.serving else "starting" if record.pid else "waiting"
+    if not record.keeper.is_alive():
+        facts["keeper"] = f"gone: 'vdiskfs mount {record.pool} {record.mountpoint}' gives the mount a new one"
+    if not record.pid:
+        facts["problem"] = "no daemon serves this mount, and another is started soon: see the last error"
+        return facts | {"requests_to_owners": 0}
     try:
         answer = control_client.call(
             record.control, "status", {"cluster": with_cluster}, timeout_s=STATUS_TIMEOUT_S
         )
         facts |= {key: value for key, value in dict(answer).items() if key not in ("pid", "keeper_pid")}
     except VdiskfsError as problem:
-        if problem.number != errno.EPERM:
+        if record.serving and problem.number != errno.EPERM:
             facts["service"] = "not answering"
         facts["problem"] = str(problem)
     facts.setdefault("requests_to_owners", 0)  # one node asks nobody

@@ -5,6 +5,7 @@ keeper, mounting and unmounting are tested by themselves. Behaviours:
 
     serve           answers until the mount is gone
     refuse          reports an error instead of being ready
+    refuses-later   serves once; every later start does the same
     vanish          ends without a word
     dies-N          serves once; the next N starts are ready and die at once; serves again
     deaf            reports that it is ready and then never answers
@@ -129,7 +130,7 @@ def behave(behaviour: str, settings: NodeSettings) -> int:
             return 0
         if behaviour == "stumbles":
             return 6
-    if behaviour == "refuse":
+    if behaviour == "refuse" or (behaviour == "refuses-later" and earlier):
         handover.report_error(settings.ready_fd, "the pool is not to my taste")
         return 1
     if behaviour == "vanish":

@@ -6,11 +6,12 @@ import pathlib
 import socket
 import sys
 import time
+from dataclasses import replace
 
 from fusefs import adoption, control_client, ending, keeper_socket, launch, mount_table, processes, registry
 from fusefs.mount_table import MountEntry
 from fusefs.registry import MountRecord
-from fusefs.settings import KeeperSettings, UpgradeSettings
+from fusefs.settings import KeeperSettings, NodeSettings, UpgradeSettings
 
 DAEMON = pathlib.Path(__file__).with_name("fake_daemon.py")
 DEADLINE_S = 30.0
@@ -45,10 +46,11 @@ class FakeMount:
         """Mount."""
         launch.launch(self.settings(behaviour, options=options), progress=lambda text: None)
 
-    def upgrade(self, behaviour: str = "serve") -> None:
+    def upgrade(self, behaviour: str = "serve", *, listen: str = "", cache_bytes: int = 0) -> None:
         """Put another daemon in the place of the one that serves."""
         path = registry.keeper_path(self.runtime, self.mountpoint)
-        keeper_socket.ask_upgrade(path, self._wanted(behaviour), progress=lambda text: None)
+        wanted = replace(self._wanted(behaviour), listen=listen, cache_bytes=cache_bytes)
+        keeper_socket.ask_upgrade(path, wanted, progress=lambda text: None)
 
     def ask_for_upgrade(self, behaviour: str) -> socket.socket:
         """The same, and not wait; the reports can be read."""
@@ -80,6 +82,11 @@ class FakeMount:
         record = registry.read(self.runtime, self.mountpoint, os.geteuid())
         assert record is not None
         return record
+
+    def told(self) -> NodeSettings:
+        """What the daemon that runs was told."""
+        words = pathlib.Path(f"/proc/{self.record().pid}/cmdline").read_bytes().split(b"\0")
+        return NodeSettings.from_json(words[-2].decode())
 
     def is_registered(self) -> bool:
         """Whether there is a record."""

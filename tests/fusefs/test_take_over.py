@@ -1,8 +1,10 @@
 """A mount passes from daemon to daemon and from keeper to keeper: upgrades, killed keepers, what systemd kept."""
 
+import json
 import os
 import pathlib
 import subprocess
+import time
 from dataclasses import replace
 
 import pytest
@@ -73,6 +75,47 @@ def test_an_upgrade_replaces_daemons_that_keep_dying(fake_mount: FakeMount) -> N
     fake_mount.upgrade("serve")
     assert is_served(fake_mount)
     fake_mount.end()
+
+
+def test_an_upgrade_that_ends_a_longer_wait_says_how_long_it_was(fake_mount: FakeMount) -> None:
+    fake_mount.launch("refuses-later")
+    since = time.monotonic()
+    fake_mount.kill(fake_mount.record().daemon)
+    fake_mount.wait_logged(
+        "starting another in 1.0 s"
+    )  # the third has been refused, with half a second behind it
+    waited_ms = (time.monotonic() - since) * 1000
+    with pytest.raises(Unavailable, match="not upgraded, and no daemon serves: the pool is not to my taste"):
+        fake_mount.upgrade("refuse")
+    fake_mount.upgrade("serve")
+    pause_ms = fake_mount.record().last_pause_ms
+    assert pause_ms is not None
+    assert pause_ms > waited_ms / 2
+    fake_mount.end()
+
+
+def test_an_upgrade_changes_settings_for_this_daemon_and_all_later_ones(fake_mount: FakeMount) -> None:
+    fake_mount.launch()
+    before = fake_mount.told()
+    for listen, cache_bytes in (("127.0.0.1:7", 0), ("", 1 << 30)):
+        with pytest.raises(Unavailable):
+            fake_mount.upgrade("stumbles", listen="127.0.0.1:8", cache_bytes=1 << 20)
+        fake_mount.upgrade(listen=listen, cache_bytes=cache_bytes)
+    after = fake_mount.told()
+    assert (
+        (after.listen, after.cache_bytes) == ("127.0.0.1:7", 1 << 30) != (before.listen, before.cache_bytes)
+    )
+    fake_mount.kill(fake_mount.record().daemon)
+    assert is_served(fake_mount)
+    assert (fake_mount.told().listen, fake_mount.told().cache_bytes) == ("127.0.0.1:7", 1 << 30)
+    fake_mount.end()
+
+
+def test_an_upgrade_that_changes_no_settings_is_understood_by_earlier_releases() -> None:
+    assert set(json.loads(UpgradeSettings(daemon=("python",), pythonpath="/x").to_json())) == {
+        "daemon",
+        "pythonpath",
+    }
 
 
 def test_a_mount_that_goes_during_an_upgrade_leaves_no_successor(fake_mount: FakeMount) -> None:

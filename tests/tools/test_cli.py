@@ -51,7 +51,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 
 
 FAILING = [
-    (["mount", "{tmp}", "{tmp}"], "no pool here: make one with 'vdiskfs format"),
+    (["mount", "{tmp}", "{tmp}"], "no pool here: is its filesystem mounted? A new one: 'vdiskfs format"),
     (["umount", "{tmp}"], "is not a vdiskfs mount"),
     (["status", "{tmp}"], "is not under a vdiskfs mount"),
     (["create", "{tmp}/x", "1G"], "is not under a vdiskfs mount"),

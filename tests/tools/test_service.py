@@ -35,4 +35,5 @@ def test_the_unit_gives_the_keeper_time_and_room_and_no_namespace() -> None:
 def test_the_unit_runs_commands_that_exist() -> None:
     for command in re.findall(r"^Exec\w+=@BIN@/vdiskfs (.*)$", UNIT.read_text(), re.MULTILINE):
         words = command.replace("$OPTIONS", "--node here").replace("${POOL}", "/srv/pool")
+        words = words.replace("$CHANGEABLE", "--listen 10.0.0.1:7070 --cache 50G")
         cli.build_parser().parse_args(words.replace("${MOUNTPOINT}", "/mnt").split())
