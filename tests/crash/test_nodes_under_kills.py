@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import mmap
 import os
 import pathlib
@@ -13,15 +14,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 from tests.crash.assault import Assault
-from tests.crash.test_survival import verify_again_and_again
+from tests.crash.test_survival import JOBS, verify_again_and_again
 from tests.mounted_nodes import MountedNodes
 from tests.mounted_pool import MountedPool
 
 SHORT_ROUNDS = 4
 BLOCK = 4096
 BLOCKS = 64
-LOCAL = "--direct=1 --ioengine=libaio --iodepth=16 --bs=4k --rw=randwrite"
-FORWARDED = "--direct=1 --ioengine=libaio --iodepth=4 --bs=64k --rw=randwrite"
 
 
 @contextlib.contextmanager
@@ -83,35 +82,37 @@ def test_guests_of_an_owner_and_of_its_peer_do_not_notice_that_both_daemons_die(
 ) -> None:
     owner, peer = nodes.node("a"), nodes.node("b")
     for name in ("local", "shared"):
-        owner.create(name, "16M")
+        for kind in JOBS:
+            owner.create(f"{name}-{kind}", "16M")
     golden = random.Random(seed).randbytes(1 << 20)
     owner.create("golden", "1M").write_bytes(golden)
-    keeps_it = os.open(
-        owner.mountpoint / "shared", os.O_RDWR
-    )  # so that the peer's guest forwards what it writes
-    try:
+    with contextlib.ExitStack() as kept_open:
+        keeps_it = [  # so that the peer's guests forward what they write
+            os.open(owner.mountpoint / f"shared-{kind}", os.O_RDWR) for kind in JOBS
+        ]
+        for descriptor in keeps_it:
+            kept_open.callback(os.close, descriptor)
         with under_attack([owner, peer], seed=seed, count=rounds or SHORT_ROUNDS) as enough:
 
             def read_golden() -> None:
                 while not enough.is_set():
                     assert read_directly(peer.mountpoint / "golden", 1 << 20) == golden
 
-            def verify(node: MountedPool, name: str, options: str) -> None:
-                done = verify_again_and_again(node.mountpoint / name, options, enough)
-                print(name, done, "rounds of fio")
+            def verify(node: MountedPool, name: str, kind: str) -> None:
+                path = node.mountpoint / f"{name}-{kind}"
+                print(path.name, verify_again_and_again(path, JOBS[kind], enough), "rounds of fio")
 
             failures = side_by_side(
                 [
                     read_golden,
-                    lambda: verify(owner, "local", LOCAL),
-                    lambda: verify(peer, "shared", FORWARDED),
+                    *(functools.partial(verify, owner, "local", kind) for kind in JOBS),
+                    *(functools.partial(verify, peer, "shared", kind) for kind in JOBS),
                 ]
             )
-        os.pwrite(keeps_it, golden[:BLOCK], 0)
-        os.fsync(keeps_it)
-        assert read_directly(peer.mountpoint / "shared", BLOCK) == golden[:BLOCK]
-    finally:
-        os.close(keeps_it)
+        for kind, descriptor in zip(JOBS, keeps_it, strict=True):
+            os.pwrite(descriptor, golden[:BLOCK], 0)
+            os.fsync(descriptor)
+            assert read_directly(peer.mountpoint / f"shared-{kind}", BLOCK) == golden[:BLOCK]
     assert failures == []
     for node in (owner, peer):
         node.run("check", node.mountpoint)
