@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -39,6 +39,78 @@ def test_a_machine_without_the_fuse_device_is_told_what_to_do(monkeypatch: pytes
 def test_an_unmount_of_nothing_is_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(OSError, match=str(tmp_path)):
         mounting.unmount(str(tmp_path))
+
+
+SENDS = """#!{python}
+import os, socket, sys
+open({said!r}, "w").write("\\n".join(sys.argv[1:]))
+with socket.socket(fileno=int(os.environ["_FUSE_COMMFD"])) as end:
+    socket.send_fds(end, [b"x"], [0] if {sends} else [])
+sys.stderr.write({complaint!r})
+sys.exit({code})
+"""
+
+
+@pytest.fixture
+def fusermount(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pathlib.Path]:
+    """As an ordinary user, with a helper that does as the test says; where it writes its arguments."""
+
+    def make(*, sends: bool = True, complaint: str = "", code: int = 0) -> pathlib.Path:
+        helper, said = tmp_path / "helper", tmp_path / "said"
+        text = SENDS.format(
+            python=sys.executable, said=str(said), sends=sends, complaint=complaint, code=code
+        )
+        helper.write_text(text)
+        helper.chmod(0o755)
+        monkeypatch.setattr(mounting, "FUSERMOUNT", str(helper))
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        return said
+
+    return make
+
+
+OPTIONS = mounting.parse_options(("ro",), uid=1000)
+
+
+def test_an_ordinary_user_gets_the_descriptor_from_the_helper(
+    fusermount: Callable[..., pathlib.Path],
+) -> None:
+    said = fusermount()
+    fuse_fd = mounting.mount("/a,pool\\x", "/mnt", OPTIONS)
+    assert not os.get_inheritable(fuse_fd)
+    os.close(fuse_fd)
+    words = "ro,default_permissions,subtype=vdiskfs,fsname=/a\\,pool\\\\x"
+    assert said.read_text().splitlines() == ["-o", words, "--", "/mnt"]
+
+
+@pytest.mark.parametrize(
+    ("sends", "complaint", "code", "reason"),
+    [
+        (False, "a line\nit is not allowed\n", 1, "cannot mount on /mnt: it is not allowed"),
+        (True, "", 1, "failed without a word"),
+        (False, "", 0, "failed without a word"),
+    ],
+)
+def test_a_helper_that_fails_says_why_and_leaves_no_descriptor(
+    fusermount: Callable[..., pathlib.Path], sends: bool, complaint: str, code: int, reason: str
+) -> None:
+    fusermount(sends=sends, complaint=complaint, code=code)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Unavailable, match=reason):
+        mounting.mount("/pool", "/mnt", OPTIONS)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_helper_that_is_missing_is_told(
+    fusermount: Callable[..., pathlib.Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fusermount()
+    monkeypatch.setattr(mounting, "FUSERMOUNT", "/missing/helper")
+    with pytest.raises(Unavailable, match="cannot run /missing/helper"):
+        mounting.mount("/pool", "/mnt", OPTIONS)
+    monkeypatch.setattr(mounting, "FUSE_DEVICE", "/dev/null")
+    with pytest.raises(Unavailable, match="apt install fuse3"):
+        mounting.check_device()
 
 
 def test_a_mountpoint_must_be_a_free_directory(fake_mount: FakeMount) -> None:
