@@ -8,6 +8,7 @@ import errno
 import os
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from fusefs import fuse_abi as abi
 from fusefs.notifications import Notifications
@@ -25,6 +26,9 @@ _U64 = struct.Struct("<Q")
 _WRITTEN = struct.Struct("<II")
 _OWNERS_MAX = 10
 """Owners that a vdisk may have while one request waits; so many in a row mean a bug."""
+_COPY_PIECE = 1 << 20
+_COPY_REMOTE_MAX = 16 << 20
+"""Bytes copied from or to another node in one request; then the caller, and others, get a turn."""
 _UNSUPPORTED = "this kind of fallocate or lseek is not supported"
 
 
@@ -157,19 +161,27 @@ class DataRequests:
     ) -> bytes:
         """COPY_FILE_RANGE; may copy less than asked, and is then asked again."""
         reader, writer = await self._vdisks.reader_of(source), await self._vdisks.head_of(target)
-        if isinstance(reader, Remote) or isinstance(writer, Remote):  # the kernel reads and writes instead
-            raise InvalidRequest("another node owns it", number=errno.EOPNOTSUPP)
         if kill_suid:
             await self._clear_suid(_vdisk_of(target))
-        copied = await copy_range(
-            self._vdisks,
-            reader,
-            writer,
-            offset=at,
-            to=to,
-            length=min(length, COPY_BYTES_MAX),
-        )
+        copied = None
+        if not isinstance(reader, Remote) and not isinstance(writer, Remote):
+            some = min(length, COPY_BYTES_MAX)
+            with suppress(NotOwner):  # it has just been given away
+                copied = await copy_range(self._vdisks, reader, writer, offset=at, to=to, length=some)
+        if copied is None:
+            copied = await self._copy_bytes(source, at, target=target, to=to, length=length)
         return reply.pack(copied) if reply is _U64 else reply.pack(copied, 0)
+
+    async def _copy_bytes(self, source: int, at: int, *, target: int, to: int, length: int) -> int:
+        """From or to another node's vdisk. The kernel's own way would refuse what is not aligned on files past its cache."""
+        done = 0
+        while done < min(length, _COPY_REMOTE_MAX):
+            data = await self.read(source, at + done, min(_COPY_PIECE, length - done))
+            if not data:
+                break
+            await self.write(target, to + done, data, kill_suid=False)
+            done += len(data)
+        return done
 
 
 def _vdisk_of(fh: int) -> VdiskId:
