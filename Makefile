@@ -43,9 +43,12 @@ test: install-test
 COVERAGE := .build/coverage
 coverage: install-test
 	rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)
-	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/data $(PY) -m coverage run -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
-	cd $(COVERAGE) && COVERAGE_FILE=data ../../$(PY) -m coverage combine --quiet --rcfile=../../pyproject.toml
-	COVERAGE_FILE=$(COVERAGE)/data $(PY) -m coverage report
+	@passed=0; COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/data $(PY) -m coverage run -m pytest -n auto --maxprocesses=4 --dist loadfile \
+		-o faulthandler_timeout=900 $(ARGS) || passed=$$?; \
+	(cd $(COVERAGE) && COVERAGE_FILE=data ../../$(PY) -m coverage combine --quiet --rcfile=../../pyproject.toml) && \
+	export COVERAGE_FILE=$(COVERAGE)/data && $(PY) -m coverage report && \
+	$(PY) -m coverage json --quiet -o $(COVERAGE)/report.json && $(PY) -m tests.coverage_floor $(COVERAGE)/report.json && \
+	exit $$passed
 
 test-s3: install-test install-s3
 	$(PY) -m pytest tests/s3 $(ARGS)
