@@ -74,9 +74,8 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
         void_tails workspace
     """,
     "fusefs": """
-        adoption belonging cache_verbs company_verbs daemon_process difference_verbs finishing
-        launch node node_verbs notifier owner_verbs resolution served_vdisks stopping upgrading
-        verbs_everywhere
+        adoption belonging cache_verbs company_verbs daemon_process difference_verbs finishing node
+        node_verbs notifier owner_verbs resolution served_vdisks stopping upgrading verbs_everywhere
     """,
     "tools": """
         cache_arguments cluster_arguments commands_difference commands_mount commands_stream

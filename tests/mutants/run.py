@@ -79,10 +79,12 @@ def run_tests(tests: str, folder: pathlib.Path) -> tuple[int | None, str]:
         f"--basetemp={scratch}",
         *shlex.split(tests),
     ]
+    # What runs of a mutant is no part of what tests run of the packages.
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": "0"},
+        env={**unmeasured, "PYTHONPATH": str(folder), "PYTHONHASHSEED": "0"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
