@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -325,6 +326,7 @@ def _add_reading_verbs(verb: AddVerb) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit code."""
     words = sys.argv[1:] if argv is None else argv
+    _say_any_name()
     try:
         if words[:1] == ["bench"]:  # has its own arguments
             run: Callable[..., int] = importlib.import_module("tools.bench").main
@@ -346,6 +348,13 @@ def main(argv: list[str] | None = None) -> int:
         return _fail("interrupted")
 
 
+def _say_any_name() -> None:
+    """What the terminal's encoding lacks is shown escaped; names may hold any byte."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _explain(problem: OSError) -> str:
     """The operating system's error, with what to do where that is not plain."""
     where = f"{os.fsdecode(problem.filename)}: " if problem.filename else ""
@@ -358,13 +367,25 @@ def _explain(problem: OSError) -> str:
         case errno.ENOTCONN | errno.ECONNABORTED:
             what = "the mount has lost its daemon: mount it again with 'vdiskfs mount POOL MOUNTPOINT'"
         case errno.ENOSPC:
-            what += ": free space in the pool's filesystem"
+            what += f": free space in {_filesystem_of(problem.filename)}"
     return where + what
 
 
+def _filesystem_of(path: str | bytes | None) -> str:
+    """Whose space a write to ``path`` took."""
+    from tools.paths import locate
+
+    try:
+        locate(os.fsdecode(path or "."))
+    except VdiskfsError:
+        return "its filesystem"
+    return "the pool's filesystem"
+
+
 def _fail(reason: str) -> int:
-    line = " ".join(reason.split())
-    sys.stderr.write(f"vdiskfs: {line}\n".encode("utf-8", "backslashreplace").decode())
+    from tools.render import printable
+
+    sys.stderr.write(f"vdiskfs: {printable(reason.strip())}\n")
     return FAILED
 
 

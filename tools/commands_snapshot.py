@@ -1,6 +1,7 @@
 """The verbs about snapshots and clones: snap create, ls, rm, rollback, rename, protect, unprotect; clone, flatten."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,7 +56,9 @@ def _row(located: Located, snapshot: Mapping[str, Any]) -> list[str]:
 
 def remove(arguments: argparse.Namespace) -> int:
     """Delete snapshots; none, if one of them cannot be."""
-    named = _named(arguments.names)
+    named = list(
+        {(located.inner, name): (located, name) for located, name in _named(arguments.names)}.values()
+    )
     for located, name in named:
         facts = ask(located, "snap_info", {"name": name})
         if facts["protected"]:
@@ -77,6 +80,8 @@ def rename(arguments: argparse.Namespace) -> int:
     """Give a snapshot another name."""
     ((located, name),) = _named([arguments.name])
     new_path, at, new_name = arguments.new_name.rpartition("@")
+    if at and new_path and "/" not in new_path and not os.path.lexists(new_path):
+        raise InvalidRequest(f"a snapshot's name cannot hold '@' name={arguments.new_name!r}")
     if at and new_path and locate(new_path).inner != located.inner:
         raise InvalidRequest(f"a snapshot stays with its vdisk: give only the new name, {new_name}")
     return _done(arguments, ask(located, "snap_rename", {"name": name, "new_name": new_name}))
@@ -125,7 +130,14 @@ def _named(names: Sequence[str]) -> list[tuple[Located, str]]:
     for given in names:
         located, name = locate_snapshot(given)
         if name is None:
-            raise InvalidRequest(f"{given} names no snapshot: write PATH@SNAP")
+            hint = (
+                ", without a '/' behind the '@'" if "/" in given.rpartition("@")[2] and "@" in given else ""
+            )
+            raise InvalidRequest(f"{given} names no snapshot: write PATH@SNAP{hint}")
+        if "@" in os.path.basename(located.path) and not os.path.lexists(located.path):
+            raise InvalidRequest(
+                f"there is no vdisk {located.path}: the last '@' divides, a snapshot's name cannot hold one"
+            )
         check_same_mount(found[0][0] if found else located, located)
         found.append((located, name))
     return found

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -33,6 +34,8 @@ def is_stream(file: str) -> bool:
     with contextlib.suppress(OSError):
         mode = os.stat(file).st_mode
         if stat.S_ISREG(mode):
+            if _has_extension(file):  # one that is damaged or cut is refused, not taken for a raw image
+                return True
             with open(file, "rb") as opened:
                 return opened.read(len(MAGIC)) == MAGIC
         return stat.S_ISFIFO(mode)
@@ -43,7 +46,11 @@ def is_meant(file: str, image_format: str | None) -> bool:
     """Whether an export to ``file`` shall be a stream."""
     if image_format is not None:
         return image_format == FORMAT
-    return file == PIPE or os.path.splitext(file)[1] == f".{EXTENSION}"
+    return file == PIPE or _has_extension(file)
+
+
+def _has_extension(file: str) -> bool:
+    return os.path.splitext(file)[1] == f".{EXTENSION}"
 
 
 # ---- export
@@ -110,13 +117,20 @@ def _base(located: Located, wanted: str) -> tuple[Located, KnownSnapshot]:
 def import_stream(arguments: argparse.Namespace) -> int:
     """Make what a stream holds: a vdisk, or a newer content and snapshot of one."""
     located = locate(arguments.path)
+    if os.path.isdir(located.path):
+        raise InvalidRequest(f"{arguments.path} is a directory: name the vdisk that the stream shall become")
     with opened_stream(arguments.file) as stream, ProgressLine() as line:
         reader = StreamReader(stream)
         importing = _Import(located, reader.header(), line)
-        if os.path.lexists(located.path):
-            importing.into_existing(reader)
-        else:
-            importing.into_new(reader)
+        try:
+            if os.path.lexists(located.path):
+                importing.into_existing(reader)
+            else:
+                importing.into_new(reader)
+        except OSError as problem:
+            if problem.errno == errno.ENOSPC:
+                problem.filename = located.path
+            raise
     return 0
 
 

@@ -236,13 +236,16 @@ def _growing_into_place(target: str) -> Iterator[str]:
         file, temporary = tempfile.mkstemp(prefix=".vdiskfs-", suffix=".part", dir=folder)
     except FileNotFoundError as problem:
         raise NotFound(f"the directory {folder} does not exist") from problem
+    except OSError as problem:
+        problem.filename = target
+        raise
     os.close(file)
     try:
         yield temporary
         sync(temporary)
         rename_new(temporary, target)
     except BaseException as problem:
-        if isinstance(problem, OSError) and not problem.filename:
+        if isinstance(problem, OSError) and problem.filename in (None, temporary):
             problem.filename = target
         with contextlib.suppress(OSError):
             os.unlink(temporary)

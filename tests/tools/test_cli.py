@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.tools.pretended_daemon import PretendedDaemon
 from tools import cli
 
 WRONG_USAGE = [
@@ -149,6 +150,43 @@ def test_the_system_s_errors_come_with_advice(
     line = capsys.readouterr().err
     assert advice in line
     assert len(line) < 400
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_escaped(tmp_path: pathlib.Path) -> None:
+    pool = os.fsencode(tmp_path) + b"/caf\xe9\n\xc3\xbc"
+    for encoding, shown in (("utf-8", "caf\\udce9\n\u00fc"), ("ascii", "caf\\udce9\n\\xfc")):
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.cli", "format", pool + encoding.encode()],
+            cwd=pathlib.Path(cli.__file__).parents[1],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert done.stderr == b""
+        assert f"{shown}{encoding}, pool ".encode() in done.stdout
+
+
+def test_a_name_in_an_error_is_shown_as_a_table_shows_it(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["create", f"{tmp_path}/two\nlines  \udce9", "1M"]) == 1
+    line = capsys.readouterr().err
+    assert f"{tmp_path}/two\\nlines  \\udce9 is not under a vdiskfs mount" in line
+    assert line.count("\n") == 1
+
+
+def test_a_full_disk_is_named_rightly(
+    daemon: PretendedDaemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, where in ((f"{daemon.mountpoint}/a.img", "the pool's"), ("/elsewhere/a.raw", "its")):
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        monkeypatch.setattr("tools.commands_mount.status", lambda arguments, full=full: raise_it(full))
+        assert cli.main(["status"]) == 1
+        assert f"{path}: No space left on device: free space in {where} filesystem" in capsys.readouterr().err
+
+
+def raise_it(problem: OSError) -> int:
+    raise problem
 
 
 def test_an_interruption_is_one_line_too(

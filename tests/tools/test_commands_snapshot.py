@@ -34,6 +34,9 @@ def test_snapshots_of_several_vdisks_are_one_request(daemon: PretendedDaemon) ->
     ("words", "reason"),
     [
         (("create", "/a.img"), "names no snapshot"),
+        (("create", "/a.img@x/y"), "names no snapshot: write PATH@SNAP, without a '/' behind the '@'"),
+        (("create", "/a.img@x@y"), "a snapshot's name cannot hold one"),
+        (("rename", "/a.img@one", "x@y"), "a snapshot's name cannot hold '@'"),
         (("create", "/a.img@one", "/b.img"), "names no snapshot"),
         (("rm", "/a.img"), "names no snapshot"),
         (("rollback", "/a.img"), "names no snapshot"),
@@ -83,6 +86,13 @@ def test_none_is_deleted_if_one_of_them_is_protected(
         ("snap_rm", {"path": "a.img", "name": "one"}),
         ("snap_rm", {"path": "a.img", "name": "two"}),
     ]
+
+
+def test_a_snapshot_that_is_named_twice_is_deleted_once(daemon: PretendedDaemon) -> None:
+    daemon.says("snap_info", FACTS)
+    daemon.says("snap_rm", {})
+    assert daemon.run("snap", "rm", "/a.img@one", "/a.img@one") == 0
+    assert [verb for verb, _ in daemon.asked] == ["snap_info", "snap_rm"]
 
 
 def test_a_rollback_says_where_what_was_there_is_kept(

@@ -1,8 +1,10 @@
 """Import and export: what is read as what, that the bytes arrive, and that failures leave nothing."""
 
+import errno
 import os
 import pathlib
 import random
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -194,6 +196,21 @@ def test_a_name_that_cannot_be_fails_before_the_work(raw: pathlib.Path) -> None:
         imaging.import_image(str(raw), str(raw.with_name("x" * 256)), image_format=None, progress=never)
     with pytest.raises(NotFound, match=r"the directory .* does not exist"):
         imaging.import_image(str(raw), str(raw.parent / "absent" / "x"), image_format=None, progress=never)
+
+
+def test_an_error_names_the_target_and_not_what_it_grows_in(
+    raw: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = str(raw.with_name("target"))
+
+    def full(path: str = "x.part", **_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    for broken in ("tempfile.mkstemp", "tools.imaging.sync"):
+        with monkeypatch.context() as patched:
+            patched.setattr(broken, full)
+            with pytest.raises(OSError, match=re.escape(repr(target))):
+                imaging.import_image(str(raw), target, image_format=None, progress=quiet)
 
 
 @pytest.mark.parametrize("source", ["raw", "qcow2"])
