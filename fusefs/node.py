@@ -34,6 +34,7 @@ from fusefs.company_verbs import abandoned, own
 from fusefs.control import ControlServer
 from fusefs.daemon_process import FINISH_SIGNAL
 from fusefs.data_requests import DataRequests
+from fusefs.deeds import Deeds
 from fusefs.finishing import finish_when_asked, make_way
 from fusefs.handover import Stage, report_error, report_progress, report_ready, report_stage
 from fusefs.invalidation import Invalidation
@@ -156,6 +157,19 @@ async def _run(settings: NodeSettings, times: StartTimes, notifier_end: socket.s
         log.info("the mount is gone; putting vdisks to rest")
 
 
+def _make_operations(
+    settings: NodeSettings,
+    store: NamespaceStore,
+    vdisks: Vdisks,
+    *,
+    tree: SnapshotTree,
+    orphans: Orphans,
+    peers: PeerInodes | None,
+) -> Operations:
+    deeds = Deeds(settings.init_fd)
+    return Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans, peers=peers, deeds=deeds)
+
+
 async def _serve(
     settings: NodeSettings,
     workspace: Workspace,
@@ -170,7 +184,7 @@ async def _serve(
     notifications = Notifications(settings.fuse_fd, notifier_end)
     orphans = _make_orphans(settings, vdisks, store, notifications)
     peers = _make_peers(vdisks, notifications, store)
-    operations = Operations(store, vdisks, node=settings.node, tree=tree, orphans=orphans, peers=peers)
+    operations = _make_operations(settings, store, vdisks, tree=tree, orphans=orphans, peers=peers)
     paths = PathResolver(store.namespace, mountpoint=settings.mountpoint)
     sizes = KernelSizes(vdisks, notifications, paths, mountpoint=settings.mountpoint)
     invalidation = _listen(store, vdisks, notifications, sizes)

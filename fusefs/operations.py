@@ -8,7 +8,7 @@ and a vdisk's handle carries its id, so a successor understands what the kernel 
 
 **Requests that come twice.** The kernel sends what a dead daemon left unanswered again, done or not. The
 channel puts a request's number into its ``pid``, with ``RESENT`` added the second time; then "already so" is
-success. Renames that exchange could be done twice, so each leaves its number in the catalog.
+success (fusefs/deeds.py). Renames that exchange could be done twice, so each leaves its number in the catalog.
 
 **Other nodes.** A name that is not there, and a listing, are answered from a mirror that has caught up with the catalog.
 
@@ -28,6 +28,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 
+from fusefs.deeds import Deeds, is_resent, number_of
 from fusefs.entries import entry_of, entry_of_frozen, entry_of_version, kernel_attributes
 from fusefs.fuse_abi import Attributes as KernelAttributes
 from fusefs.namespace_store import NamespaceStore, Plan
@@ -60,11 +61,6 @@ from metadata.namespace_plans import (
 from metadata.snapshots import Snapshot
 from metadata.units import BLOCK_BYTES, NAME_BYTES_MAX
 from replication.vdisks import HANDLE_SHIFT, VdiskStat
-
-RESENT = 1 << 30
-"""In a request's pid: it may have been carried out by a daemon that is dead."""
-NUMBER_MASK = RESENT - 1
-"""In a request's pid: a number that no other request of the last billion has."""
 
 SELF_POSITION, PARENT_POSITION = 1, 2
 """Of ``.`` and ``..`` in a listing; every other entry's is its inode number, which is higher."""
@@ -101,10 +97,6 @@ def _answering(handler: _Handler[_P, _T]) -> _Handler[_P, _T]:
     return answer
 
 
-def _is_resent(ctx: pyfuse3.RequestContext) -> bool:
-    return bool(ctx.pid & RESENT)
-
-
 class Operations(pyfuse3.Operations):
     """The handlers of one mount. Built once by the daemon, used by pyfuse3's tasks, many at a time."""
 
@@ -120,6 +112,7 @@ class Operations(pyfuse3.Operations):
         tree: SnapshotTree,
         orphans: Orphans,
         peers: PeerInodes | None = None,
+        deeds: Deeds | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         readdir_reply: ReaddirReply = pyfuse3.readdir_reply,
     ) -> None:
@@ -131,6 +124,7 @@ class Operations(pyfuse3.Operations):
         self._tree = tree
         self._orphans = orphans
         self._peers = peers
+        self._deeds = deeds or Deeds()
         self._clock_ns = clock_ns
         self._readdir_reply = readdir_reply
 
@@ -293,12 +287,13 @@ class Operations(pyfuse3.Operations):
             self._tree.check_removable(namespace.lookup(entry.parent, entry.name))
             return plan_unlink(namespace, entry, deed=deed)
 
-        await self._take_away(plan, ctx)
+        await self._take_away(self._deeds.once(ctx.pid, entry, plan), ctx)
 
     @_answering
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         entry, deed = self._place(parent_inode, name), self._deed(ctx)
-        await self._take_away(lambda ns: plan_rmdir(ns, entry, deed=deed), ctx)
+        plan = functools.partial(plan_rmdir, entry=entry, deed=deed)
+        await self._take_away(self._deeds.once(ctx.pid, entry, plan), ctx)
 
     @_answering
     async def rename(
@@ -312,14 +307,16 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         source = self._place(parent_inode_old, name_old)
         target = self._place(parent_inode_new, name_new)
-        deed, resent = self._deed(ctx), _is_resent(ctx)
+        deed, resent, meant = self._deed(ctx), is_resent(ctx.pid), self._deeds.meant(ctx.pid)
 
         def plan(namespace: Namespace) -> Change:
+            moved = namespace.find(source.parent, source.name)
             if resent and flags == RENAME_EXCHANGE:
                 if namespace.number(exchange_key(deed.node))[0] == deed.number:
                     return Change()
-            elif resent and is_moved(namespace, source, target):
+            elif resent and (is_moved(namespace, source, target) or (moved and meant not in (None, moved))):
                 return Change()
+            self._deeds.note(ctx.pid, moved or 0)
             change = plan_rename(namespace, source, target=target, flags=flags, deed=deed)
             replaced = namespace.find(target.parent, target.name)
             if change.puts and replaced is not None and flags != RENAME_EXCHANGE:
@@ -465,19 +462,22 @@ class Operations(pyfuse3.Operations):
         return inode if self._peers is None else self._peers.vdisk_of(inode)
 
     def _deed(self, ctx: pyfuse3.RequestContext) -> Deed:
-        return Deed(self._node, self._clock_ns(), ctx.pid & NUMBER_MASK)
+        return Deed(self._node, self._clock_ns(), number_of(ctx.pid))
 
     async def _make(
         self, plan: Callable[..., Change], entry: Entry, *, mode: int, ctx: pyfuse3.RequestContext
     ) -> int:
         """Add an inode by ``plan_create`` or one like it; returns it, or the one made the first time."""
+        meant = self._deeds.meant(ctx.pid)
         birth = Birth(await self._store.new_inode(), mode, ctx.uid, ctx.gid, self._clock_ns())
+        self._deeds.note(ctx.pid, birth.inode)
         try:
             await self._store.commit(lambda ns: plan(ns, entry, birth=birth))
         except Exists:
-            if not _is_resent(ctx):
+            found = self._namespace.find(entry.parent, entry.name)
+            if not is_resent(ctx.pid) or found is None or meant not in (None, found):
                 raise
-            return self._namespace.lookup(entry.parent, entry.name)
+            return found
         return birth.inode
 
     async def _take_away(self, plan: Plan, ctx: pyfuse3.RequestContext) -> None:
@@ -485,7 +485,7 @@ class Operations(pyfuse3.Operations):
         try:
             await self._store.commit(plan)
         except NotFound:
-            if not _is_resent(ctx):
+            if not is_resent(ctx.pid):
                 raise
 
     async def _open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> int:

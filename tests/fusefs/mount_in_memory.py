@@ -1,9 +1,10 @@
 """The handlers with a catalog and vdisks in memory, for calling them as pyfuse3 does."""
 
 import errno
+import itertools
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -12,8 +13,9 @@ import pytest
 import trio
 import trio.testing
 
+from fusefs.fuse_abi import RESENT
 from fusefs.namespace_store import NamespaceStore
-from fusefs.operations import RESENT, Operations
+from fusefs.operations import Operations
 from fusefs.orphans import Orphans
 from fusefs.snapshot_tree import SnapshotTree
 from metadata.catalog import ROOT_ID, Catalog
@@ -144,6 +146,7 @@ class Mount:
     now_ns: list[int]
     listed: list[tuple[bytes, pyfuse3.EntryAttributes, int]]
     ctx: Context = field(default_factory=Context)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(100))
 
     async def create(
         self, name: bytes = NAME, *, parent: int = ROOT_ID, flags: int = os.O_RDWR
@@ -169,8 +172,9 @@ class Mount:
             setattr(fields, f"update_{name}", True)
         return await self.operations.setattr(inode, attributes, fields, fh, self.ctx)
 
-    def resent(self, number: int = 5) -> Context:
-        return Context(pid=RESENT | number)
+    def resent(self) -> Context:
+        """Of a request that comes again, and whose first coming was not noted."""
+        return Context(pid=RESENT | next(self.numbers))
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from fusefs.operations import NUMBER_MASK, RESENT
+from fusefs.fuse_abi import NUMBER_MASK, RESENT
 from metadata.catalog import ROOT_ID, Change
 from metadata.catalog_memory import MemoryCatalog
 from metadata.errors import Unavailable
@@ -136,40 +136,84 @@ def test_a_removed_directory_can_still_be_looked_at() -> None:
 
 def test_requests_that_come_twice_are_done_once() -> None:
     async def scenario(mount: Mount) -> None:
-        operations, again = mount.operations, mount.resent()
+        operations, again = mount.operations, mount.resent
         inode, _ = await mount.create(flags=os.O_RDWR | os.O_EXCL)
-        info, entry = await operations.create(ROOT_ID, NAME, 0o640, os.O_RDWR | os.O_EXCL, again)
+        info, entry = await operations.create(ROOT_ID, NAME, 0o640, os.O_RDWR | os.O_EXCL, again())
         assert entry.st_ino == inode == info.fh & ((1 << HANDLE_SHIFT) - 1)
         folder = await mount.mkdir(b"folder")
-        assert (await operations.mkdir(ROOT_ID, b"folder", 0o755, again)).st_ino == folder
+        assert (await operations.mkdir(ROOT_ID, b"folder", 0o755, again())).st_ino == folder
         link = await operations.symlink(ROOT_ID, b"link", b"x", mount.ctx)
-        assert (await operations.symlink(ROOT_ID, b"link", b"x", again)).st_ino == link.st_ino
+        assert (await operations.symlink(ROOT_ID, b"link", b"x", again())).st_ino == link.st_ino
         for flags in (0, RENAME_NOREPLACE):
             await operations.rename(ROOT_ID, b"link", folder, b"moved", flags, mount.ctx)
-            await operations.rename(ROOT_ID, b"link", folder, b"moved", flags, again)
+            await operations.rename(ROOT_ID, b"link", folder, b"moved", flags, again())
             await operations.rename(folder, b"moved", ROOT_ID, b"link", flags, mount.ctx)
         await operations.setxattr(inode, b"user.a", b"1", mount.ctx)
         await operations.removexattr(inode, b"user.a", mount.ctx)
-        await operations.removexattr(inode, b"user.a", again)
+        await operations.removexattr(inode, b"user.a", again())
         await operations.rmdir(ROOT_ID, b"folder", mount.ctx)
-        await operations.rmdir(ROOT_ID, b"folder", again)
+        await operations.rmdir(ROOT_ID, b"folder", again())
         await operations.unlink(ROOT_ID, b"link", mount.ctx)
-        await operations.unlink(ROOT_ID, b"link", again)
+        await operations.unlink(ROOT_ID, b"link", again())
         async with refused(errno.ENOENT):
-            await operations.rename(ROOT_ID, b"link", ROOT_ID, b"nowhere", 0, again)
+            await operations.rename(ROOT_ID, b"link", ROOT_ID, b"nowhere", 0, again())
 
     on_a_mount(scenario)
 
 
 def test_requests_that_come_twice_are_done_if_they_were_not() -> None:
     async def scenario(mount: Mount) -> None:
-        operations, again = mount.operations, mount.resent()
-        await operations.create(ROOT_ID, b"a", 0o640, os.O_RDWR, again)
-        await operations.mkdir(ROOT_ID, b"folder", 0o755, again)
-        await operations.rename(ROOT_ID, b"a", ROOT_ID, b"b", 0, again)
-        await operations.rmdir(ROOT_ID, b"folder", again)
-        await operations.unlink(ROOT_ID, b"b", again)
+        operations, again = mount.operations, mount.resent
+        await operations.create(ROOT_ID, b"a", 0o640, os.O_RDWR, again())
+        await operations.mkdir(ROOT_ID, b"folder", 0o755, again())
+        await operations.rename(ROOT_ID, b"a", ROOT_ID, b"b", 0, again())
+        await operations.rmdir(ROOT_ID, b"folder", again())
+        await operations.unlink(ROOT_ID, b"b", again())
         assert await mount.list(ROOT_ID) == [b".", b".."]
+
+    on_a_mount(scenario)
+
+
+def test_a_name_that_another_node_took_meanwhile_is_not_taken_away_by_a_request_that_comes_twice() -> None:
+    async def scenario(mount: Mount) -> None:
+        operations, number = mount.operations, iter(range(1000, 2000))
+
+        def twice() -> tuple[Context, Context]:
+            now = next(number)
+            return Context(pid=now), Context(pid=RESENT | now)
+
+        await mount.create(b"a")
+        first, again = twice()
+        await operations.unlink(ROOT_ID, b"a", first)
+        theirs, _ = await mount.create(b"a")  # on the other node, before the kernel has sent it again
+        await operations.unlink(ROOT_ID, b"a", again)
+        assert (await operations.lookup(ROOT_ID, b"a", mount.ctx)).st_ino == theirs
+        await mount.mkdir(b"folder")
+        first, again = twice()
+        await operations.rmdir(ROOT_ID, b"folder", first)
+        folder = await mount.mkdir(b"folder")
+        await operations.rmdir(ROOT_ID, b"folder", again)
+        assert (await operations.lookup(ROOT_ID, b"folder", mount.ctx)).st_ino == folder
+        new, _ = await mount.create(b"new")
+        first, again = twice()
+        await operations.rename(ROOT_ID, b"new", ROOT_ID, b"final", 0, first)
+        theirs, _ = await mount.create(b"new")
+        await operations.rename(ROOT_ID, b"new", ROOT_ID, b"final", 0, again)
+        assert (await operations.lookup(ROOT_ID, b"final", mount.ctx)).st_ino == new
+        assert (await operations.lookup(ROOT_ID, b"new", mount.ctx)).st_ino == theirs
+
+    on_a_mount(scenario)
+
+
+def test_a_lock_file_that_another_node_made_first_is_not_ours_though_the_request_comes_twice() -> None:
+    async def scenario(mount: Mount) -> None:
+        flags = os.O_RDWR | os.O_EXCL
+        first, again = Context(pid=1000), Context(pid=RESENT | 1000)
+        await mount.create(b"lock")  # by the other node, since our kernel has looked
+        async with refused(errno.EEXIST):
+            await mount.operations.create(ROOT_ID, b"lock", 0o640, flags, first)  # and died before the answer
+        async with refused(errno.EEXIST):
+            await mount.operations.create(ROOT_ID, b"lock", 0o640, flags, again)
 
     on_a_mount(scenario)
 

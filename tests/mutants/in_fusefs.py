@@ -13,7 +13,7 @@ MUTANTS = (
         "a removal that comes twice fails the second time",
         "P7: an error after a daemon's death",
         "fusefs/operations.py",
-        "        except NotFound:\n            if not _is_resent(ctx):\n                raise\n",
+        "        except NotFound:\n            if not is_resent(ctx.pid):\n                raise\n",
         "        except NotFound:\n            raise\n",
         _LIVES + "test_requests_that_come_twice_are_done_once",
     ),
@@ -28,10 +28,19 @@ MUTANTS = (
     Mutant(
         "every request passes for one that comes again",
         "POSIX: EEXIST and ENOENT are swallowed",
-        "fusefs/operations.py",
-        "    return bool(ctx.pid & RESENT)\n",
+        "fusefs/deeds.py",
+        "    return bool(pid & RESENT)\n",
         "    return True\n",
-        "tests/fusefs/test_operations.py::test_creating_what_exists_opens_it_unless_exclusively",
+        _LIVES + "test_a_lock_file_that_another_node_made_first_is_not_ours_though_the_request_comes_twice",
+    ),
+    Mutant(
+        "a removal that comes twice takes what another node made meanwhile",
+        "P7 exactly once",
+        "fusefs/deeds.py",
+        "            if meant not in (None, victim):\n",
+        "            if False:\n",
+        _LIVES
+        + "test_a_name_that_another_node_took_meanwhile_is_not_taken_away_by_a_request_that_comes_twice",
     ),
     Mutant(
         "libfuse is not told that a request comes again",
