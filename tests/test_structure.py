@@ -78,7 +78,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
         node_verbs notifier owner_verbs resolution served_vdisks stopping upgrading verbs_everywhere
     """,
     "tools": """
-        cache_arguments cluster_arguments commands_difference commands_mount commands_stream
+        cache_arguments cluster_arguments commands_difference commands_mount
         commands_tree commands_vdisk difference_arguments difference_export difference_import
         identities owner_arguments snapshot_arguments
     """,
