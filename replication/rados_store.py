@@ -55,6 +55,8 @@ class RadosStore:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._room, self._room_until_s = (0, 0), 0.0
+        self._put_bytes, self._put_before_bytes = 0, 0
+        """Into groups, since the room was asked for, and in the period before: Ceph counts what is stored some seconds later."""
 
     # ---- as every store
 
@@ -94,6 +96,7 @@ class RadosStore:
                 data=bytes(data), offset=span.position * BLOCK_BYTES,
             )  # fmt: skip
             self._call(lambda: self._append(folder, change), key)
+            self._put_bytes += len(data)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self._call(lambda: self._replace(key, iter((bytes(data),))), key)
@@ -162,7 +165,9 @@ class RadosStore:
         if now_s > self._room_until_s:
             self._room = self._call(self._objects.room, "")
             self._room_until_s = now_s + ROOM_S
-        return self._room
+            self._put_before_bytes, self._put_bytes = self._put_bytes, 0
+        total, free = self._room
+        return total, max(0, free - self._put_bytes - self._put_before_bytes)
 
     # ---- folders
 

@@ -60,6 +60,9 @@ bluestore_block_db_size = 0
 bluestore_fsck_on_mount = false
 osd_memory_target = 939524096
 ms_bind_ipv6 = false
+[client]
+admin_socket =
+pid_file =
 """
 
 
@@ -79,7 +82,8 @@ class CephCluster:
     ) -> None:
         self.folder, self._osds, self._copies, self._osd_bytes = folder, osds, copies, osd_bytes
         self.configuration = folder / "ceph.conf"
-        self._clients: list[pathlib.Path] = []
+        self._clients: dict[pathlib.Path, pathlib.Path] = {}
+        """Mountpoints, and the files that name their processes."""
 
     def __enter__(self) -> "CephCluster":
         for name in ("mon", "mgr", "run", "log", "mds", *(f"osd{number}" for number in range(self._osds))):
@@ -202,5 +206,10 @@ class CephCluster:
         """A client of its own, ceph-fuse."""
         mountpoint.mkdir(parents=True, exist_ok=True)
         pid = self.folder / "run" / f"client{len(self._clients)}.pid"
-        self._clients.append(mountpoint)
+        self._clients[mountpoint] = pid
         self.run(f"ceph-fuse -n client.admin --pid-file {pid} {mountpoint}")
+
+    def kill_client(self, mountpoint: pathlib.Path) -> None:
+        """SIGKILL, as a lost host does; what is mounted there is gone too."""
+        self._kill(self._clients[mountpoint])
+        subprocess.run(["fusermount3", "-uz", mountpoint], check=False, capture_output=True)

@@ -16,14 +16,22 @@ SOON_S = 30.0
 class MountedNodes:
     """One pool under ``folder``, and the nodes that a test starts on it, by name."""
 
-    def __init__(self, folder: pathlib.Path, *, catalog: str = "", entrance: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        catalog: str = "",
+        entrance: tuple[str, ...] = (),
+        pool: pathlib.Path | None = None,
+    ) -> None:
         """
         Args:
             catalog: its address; in the pool unless told.
+            pool: elsewhere than below the folder.
             entrance: of the host where the pool is formatted.
         """
         self.folder = folder
-        self.pool = folder / "pool"
+        self.pool = pool or folder / "pool"
         self.by_name: dict[str, MountedPool] = {}
         self._stopped: set[int] = set()
         maker = self.node("format", is_mounted=False)

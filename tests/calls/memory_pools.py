@@ -12,6 +12,7 @@ from replication.object_store import connect
 from replication.pool_objects import format_object_pool
 from tests.etcd_members import EtcdMembers
 from tests.replication.objects import URL, ObjectRig
+from tests.replication.rados_in_memory import rados_store
 from tests.replication.rig import Rig
 
 MakeRig = Callable[[pathlib.Path], Rig]
@@ -37,6 +38,16 @@ class ObstoreFilesRig(ObstoreRig):
         super()._make()
 
 
+class RadosRig(ObjectRig):
+    """An object pool on what is made of RADOS's objects, in memory."""
+
+    def _make(self) -> None:
+        pool_directory.format_pool(self.pool_path).close()  # for its catalog
+        self.store = rados_store()  # type: ignore[assignment]
+        format_object_pool(URL, store=self.store).close()
+        self.state_path.mkdir()
+
+
 def with_etcd(folder: pathlib.Path, members: EtcdMembers) -> Rig:
     """A directory pool whose names are in etcd."""
     address, pool = parse_etcd_address(members.url), folder.name
@@ -54,4 +65,5 @@ RIGS: dict[str, MakeRig] = {
     "directory, sqlite": lambda folder: Rig(folder, sqlite=True),
     "objects in memory, sqlite": lambda folder: ObstoreRig(folder, sqlite=True),
     "objects in files, memory": ObstoreFilesRig,
+    "objects of rados in memory, memory": RadosRig,
 }

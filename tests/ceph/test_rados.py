@@ -1,5 +1,6 @@
 """Pools in Ceph on a real cluster, whose OSDs are killed and started again meanwhile. `make test-ceph`."""
 
+import errno
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from replication.pool_url import canonical_url
 from replication.rados_store import RadosStore, connect
 from tests.ceph.conftest import OSDS
 from tests.ceph_cluster import CephCluster
+from tests.mounted_nodes import wait_until
 from tests.mounted_pool import MountedPool
 
 MIB = 1 << 20
@@ -239,3 +241,46 @@ def test_osds_that_die_cost_guests_a_pause(pool: MountedPool, cluster: CephClust
     assert_holds(path.read_bytes(), count)
     pool.run("check", path)
     pool.umount()
+
+
+def test_a_full_pool_refuses_writes_keeps_what_it_accepted_and_gives_space_back(
+    cluster: CephCluster, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota_bytes = 192 * MIB
+    monkeypatch.setenv("CEPH_CONF", str(cluster.configuration))
+    cluster.make_pool("small")
+    cluster.run(f"ceph osd pool set-quota small max_bytes {quota_bytes}")
+    pool = MountedPool(tmp_path)
+    pool.url = "rados://small"
+    pool.run("format", pool.url, "--catalog", f"sqlite:{tmp_path}/catalog", "--trash", "0")
+    try:
+        mount(pool)
+        path, accepted = pool.create("disk", "1G"), 0
+        while put(path, accepted):
+            accepted += 1
+        with path.open("r+b", buffering=0) as file:
+            os.fsync(file.fileno())
+        assert 64 * MIB < accepted * MIB < quota_bytes
+        other = pool.create("other", "16M")
+        for number in range(accepted):
+            with path.open("rb", buffering=0) as file:
+                assert os.pread(file.fileno(), MIB, number * MIB) == number.to_bytes(4, "little") * (MIB // 4)
+        path.unlink()
+        pool.run("gc", pool.mountpoint)
+        wait_until(lambda: put(other, 0), "there is room again", within_s=60)
+        pool.umount()
+    finally:
+        pool.tear_down()
+
+
+def put(path: pathlib.Path, number: int) -> bool:
+    """Whether there was room for this MiB."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), number.to_bytes(4, "little") * (MIB // 4), number * MIB)
+            os.fsync(file.fileno())
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        return False
+    return True

@@ -4,6 +4,7 @@ from tests.mutants.planting import Mutant
 
 _POOL = "tests/replication/test_object_pool.py::"
 _STORE = "tests/replication/test_object_store.py::"
+_RADOS = "tests/replication/test_rados_store.py::TestTheGuard::"
 
 MUTANTS = (
     Mutant(
@@ -104,5 +105,29 @@ MUTANTS = (
         "        while self.bytes > limit_bytes and tries < _TRIES_MAX:\n",
         "        while False:\n",
         "tests/replication/test_extent_cache.py::test_no_more_is_here_than_the_limit",
+    ),
+    Mutant(
+        "a group in Ceph takes blocks after the fence",
+        "I4: what a deposed owner sends changes the tail that the next one reads",
+        "replication/rados_store.py",
+        'attribute_is={"fenced": b""},',
+        "",
+        _RADOS + "test_groups_of_older_epochs_refuse_what_comes",
+    ),
+    Mutant(
+        "a group in Ceph counts as begun though the fence went up meanwhile",
+        "I4: the fence did not see that group",
+        "replication/rados_store.py",
+        "self._if_same(above, self._guarded(name, settled))",
+        "self._if_same(above, settled)",
+        _RADOS + "test_a_group_that_is_begun_while_the_fence_goes_up_is_refused_or_fenced",
+    ),
+    Mutant(
+        "a begin in Ceph that arrived late counts without another look at the epoch",
+        "I4: likewise",
+        "replication/rados_store.py",
+        "        self._settle(name, word)\n        if error is not None:\n            raise error\n",
+        "        if error is not None:\n            raise error\n        self._settle(name, word)\n",
+        _RADOS + "test_so_is_one_whose_begin_was_tried_again_and_arrived_late",
     ),
 )
