@@ -32,19 +32,15 @@ class Family:
         self._pins: dict[int, Counter[int]] = {}
         self._pins_elsewhere: dict[int, Counter[int]] = {}
 
-    async def load(self, catalog: Catalog) -> dict[int, Mapping[str, object]]:
-        """Reads the mirror; returns the ``vdisk/`` rows, decoded."""
-        records: dict[int, Mapping[str, object]] = {}
+    async def load(self, catalog: Catalog) -> None:
+        """Reads the mirror."""
         for row in (await catalog.read(VDISK_PREFIX))[0]:
             value = decode_value(row.key, row.value)
             if not isinstance(value, Mapping):
                 raise Corrupt(f"a damaged record in the catalog key={row.key!r}")
-            vdisk = id_in_key(row.key, VDISK_PREFIX)
-            records[vdisk] = value
-            self.set_descent(vdisk, read_descent(value))
+            self.set_descent(id_in_key(row.key, VDISK_PREFIX), read_descent(value))
         for row in (await catalog.read(SNAP_PREFIX))[0]:
             self.add_snapshot(decode_snapshot(row.key, row.value))
-        return records
 
     # ---- descent
 

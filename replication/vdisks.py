@@ -19,7 +19,7 @@ from typing import NoReturn, Self
 
 import trio
 
-from metadata.catalog import OWNER_PREFIX, id_in_key
+from metadata.catalog import OWNER_PREFIX, VDISK_PREFIX, decode_value, id_in_key
 from metadata.descent import read_descent
 from metadata.errors import IndexDamaged, InvalidRequest, NotFound, NotOwner, VdiskfsError
 from metadata.ids import VdiskId
@@ -123,21 +123,23 @@ class Vdisks:
         return Company(holdings, space.links, space.membership)
 
     async def __aenter__(self) -> Self:
-        records = await self.family.load(self.workspace.catalog)
+        rows, _ = await self.workspace.catalog.read(VDISK_PREFIX)
         owners, _ = await self.workspace.catalog.read(OWNER_PREFIX)
         self._claimed |= {id_in_key(row.key, OWNER_PREFIX) for row in owners}
         if self.company is not None:
             self.company.mirror.load_owners(owners)
             self.company.open_files()
-        for vdisk, record in records.items():
-            resting = read_resting(record)
+        for row in rows:
+            resting = read_resting(decode_value(row.key, row.value))
             if resting is not None:
-                self._resting[VdiskId(vdisk)] = resting
+                self._resting[id_in_key(row.key, VDISK_PREFIX)] = resting
+        await self.family.load(self.workspace.catalog)
         if self.company is not None:
             self.company.transfers.begin()
             await self.company.transfers.void.refuse_left_behind(self.company.mirror.is_owned_here)
+        known = {id_in_key(row.key, VDISK_PREFIX) for row in rows}
         self._journaled = await self.workspace.wait_for(self.workspace.journal.replay)
-        for vdisk in [vdisk for vdisk in self._journaled if vdisk in records]:
+        for vdisk in [vdisk for vdisk in self._journaled if vdisk in known]:
             try:
                 await self.head(VdiskId(vdisk))
             except NotOwner as exc:

@@ -1,6 +1,6 @@
 """Rows about the pauses that guests see: the daemon killed, the daemon upgraded, under a reader and a writer.
 
-A block is written in every 64 KiB or so of a large vdisk first, so that index and log are those of a full one. A pause
+A block is written in every 256 KiB or so of a large vdisk first, so that index and log are those of a full one. A pause
 is the longest time that one 4 KiB direct read or write took around the event, as a guest would measure it.
 """
 
@@ -17,7 +17,7 @@ from tools.bench_contenders import Vdiskfs, run_vdiskfs
 from tools.bench_fio import Amount, run_job
 from tools.bench_processes import kill_process
 from tools.bench_report import RowResult
-from tools.bench_rows import OURS, RANDOM_WRITE_16, Plan, Row
+from tools.bench_rows import OURS, PAUSE_WRITTEN_PART, RANDOM_WRITE_16, Plan, Row
 
 IMAGE = "disk"
 EVENTS_A_ROUND = 3
@@ -37,13 +37,13 @@ def measure_pauses(row: Row, ours: Vdiskfs, *, plan: Plan, progress: Progress) -
     """
     progress(f"{row.name}: starting {OURS}")
     ours.start()
-    ours.create_image(IMAGE, plan.mapped_bytes)
+    ours.create_image(IMAGE, plan.pause_bytes)
     path = ours.image_path(IMAGE)
-    amount = Amount(span_bytes=plan.mapped_bytes, written_bytes=plan.image_bytes)
+    amount = Amount(span_bytes=plan.pause_bytes, written_bytes=plan.pause_bytes // PAUSE_WRITTEN_PART)
     progress(f"{row.name}: writing")
     run_job(RANDOM_WRITE_16, path, amount=amount)
     result = RowResult(row, samples={OURS: []})
-    with _watched(path, span=plan.mapped_bytes) as probes:
+    with _watched(path, span=plan.pause_bytes) as probes:
         for number in range(plan.rounds * EVENTS_A_ROUND):
             progress(f"{row.name}: {number + 1} of {plan.rounds * EVENTS_A_ROUND}")
             for probe in probes:
