@@ -68,12 +68,16 @@ class TransferCounts:
     deposed: int = 0
 
 
-@dataclass(slots=True)
-class _Pins:
-    """Versions pinned for a while."""
+Kept = list[tuple[int, float]]
+"""Versions that an owner must keep though it may not know yet for whom, and for how many more seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    """A version pinned for a while."""
 
     vdisk: int
-    versions: list[int]
+    version: int
     until_s: float
 
 
@@ -128,7 +132,7 @@ class Transfers:
         """Of remotes that are no more."""
         self._leaving: list[tuple[int, str]] = []
         """Vdisks whose last file open for writing here was closed, and their owners."""
-        self._pins: list[_Pins] = []
+        self._pins: list[_Pin] = []
         self._asking: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
         self._handing: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
         self.deposed = DeposedReaders(holdings, mirror, keep=frozen.note)
@@ -214,11 +218,12 @@ class Transfers:
         await self._learn(vdisk, epoch)
         return self._now_mine(vdisk, epoch)
 
-    async def _receive(self, vdisk: int, epoch: int, kept: list[int]) -> Owner:
+    async def _receive(self, vdisk: int, epoch: int, kept: Kept) -> Owner:
         """The owner has handed the vdisk over to this node."""
-        for version in kept:
+        now_s = self._own.workspace.clock_s()
+        for version, left_s in kept:
             self._own.family.pin(vdisk, version, elsewhere=True)
-        self._pins.append(_Pins(vdisk, kept, self._own.workspace.clock_s() + KEEP_PINS_S))
+            self._pins.append(_Pin(vdisk, version, now_s + min(left_s, KEEP_PINS_S)))
         await self._mirror.refresh(self._catalog, vdisk)
         await self._announce(vdisk, epoch)
         return self._now_mine(vdisk, epoch)
@@ -350,7 +355,7 @@ class Transfers:
             raise NotOwner(f"another node owns the vdisk vdisk={vdisk} node={owner.node}")
         return owner
 
-    async def _give(self, vdisk: int, to: str, *, force: bool = False) -> tuple[int, list[int]] | None:
+    async def _give(self, vdisk: int, to: str, *, force: bool = False) -> tuple[int, Kept] | None:
         """Hands the vdisk over; returns the new epoch, and the versions that are kept. None: it is written here."""
         own = self._own
         if self.may_be_open(vdisk):
@@ -380,8 +385,15 @@ class Transfers:
             self._let_go(vdisk, head, view)
         self.counts.handed_over += 1
         self._mirror.note_owner(vdisk, Owner(to, epoch))
-        # Not those of readers elsewhere, which this node was told of: told on and on they would stay for ever.
-        return epoch, sorted(own.family.indexed_versions(vdisk))
+        return epoch, self._kept(vdisk)
+
+    def _kept(self, vdisk: int) -> Kept:
+        """Versions read here, and those that this node was told of, not for longer: told on and on they would stay for ever."""
+        now_s, left_s = self._own.workspace.clock_s(), dict[int, float]()
+        for pin in self._pins:
+            if pin.vdisk == vdisk and pin.until_s > now_s:
+                left_s[pin.version] = max(pin.until_s - now_s, left_s.get(pin.version, 0.0))
+        return sorted((left_s | dict.fromkeys(self._own.family.indexed_versions(vdisk), KEEP_PINS_S)).items())
 
     async def _name_owner(self, vdisk: int, owner: Owner, *, to: str) -> int:
         """Writes the owner record; does not return before it is known whether it was written."""
@@ -552,11 +564,10 @@ class Transfers:
 
     def _expire_pins(self) -> None:
         now_s = self._own.workspace.clock_s()
-        over = [pins for pins in self._pins if pins.until_s < now_s]
-        self._pins = [pins for pins in self._pins if pins.until_s >= now_s]
-        for pins in over:
-            for version in pins.versions:
-                self._own.family.unpin(pins.vdisk, version, elsewhere=True)
+        over = [pin for pin in self._pins if pin.until_s < now_s]
+        self._pins = [pin for pin in self._pins if pin.until_s >= now_s]
+        for pin in over:
+            self._own.family.unpin(pin.vdisk, pin.version, elsewhere=True)
 
     async def _tend_sharers(self) -> None:
         for vdisk, sharers in list(self._sharers.items()):

@@ -116,6 +116,27 @@ def test_what_readers_elsewhere_keep_does_not_go_from_owner_to_owner_for_ever(cl
     run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
+def test_what_the_next_owner_has_not_heard_of_is_kept_by_the_one_after_it_too(cluster: ClusterRig) -> None:
+    async def scenario() -> None:
+        async with cluster.running():
+            await written(cluster, 1, 2)
+            a, b, c = cluster.node("a"), await cluster.start("b"), await cluster.start("c")
+            child = 1  # a clone of this version, say, of which b and c have not heard
+            a.family.pin(20, child)
+            for taker, value in ((b, 3), (c, 4)):
+                number = await writer(taker, 20)
+                assert child in taker.family.kept_versions(20)
+                await put(taker, number, 0, block(value))
+                await taker.flush_handle(number)
+                taker.close(number)
+            await passes(KEEP_PINS_S + 2)
+            assert not b.family.kept_versions(20)
+            assert not c.family.kept_versions(20)
+            await sound(c, 20)
+
+    run(scenario, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
 def test_two_writers_share_a_vdisk_and_each_reads_what_the_other_wrote(cluster: ClusterRig) -> None:
     async def scenario() -> None:
         async with cluster.running():
