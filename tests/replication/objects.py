@@ -84,9 +84,8 @@ class StoreInMemory:
 
     def list(self, prefix: str) -> Listed:
         self._meet("list", prefix)
-        rest = {
-            key[len(prefix) :]: data for key, data in list(self.objects.items()) if key.startswith(prefix)
-        }
+        there = self.objects.copy()  # in one step: other threads put
+        rest = {key[len(prefix) :]: data for key, data in there.items() if key.startswith(prefix)}
         folders = sorted({name.partition("/")[0] for name in rest if "/" in name})
         return Listed({name: len(data) for name, data in rest.items() if "/" not in name}, folders)
 
