@@ -5,6 +5,7 @@ COPY_FILE_RANGE always. Each returns the reply's body or raises an error of ours
 """
 
 import errno
+import functools
 import os
 import struct
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from fusefs.notifications import Notifications
 from metadata.errors import InvalidRequest, NotOwner, Unavailable
 from metadata.ids import VdiskId
 from replication import head_read, head_write
-from replication.cloning import COPY_BYTES_MAX, copy_range
+from replication.cloning import COPY_BYTES_MAX, copy_bytes, copy_range
 from replication.head import Head
 from replication.remote import Remote
 from replication.vdisks import HANDLE_SHIFT, Vdisks
@@ -26,9 +27,6 @@ _U64 = struct.Struct("<Q")
 _WRITTEN = struct.Struct("<II")
 _OWNERS_MAX = 10
 """Owners that a vdisk may have while one request waits; so many in a row mean a bug."""
-_COPY_PIECE = 1 << 20
-_COPY_REMOTE_MAX = 16 << 20
-"""Bytes copied from or to another node in one request; then the caller, and others, get a turn."""
 _UNSUPPORTED = "this kind of fallocate or lseek is not supported"
 
 
@@ -169,19 +167,15 @@ class DataRequests:
             with suppress(NotOwner):  # it has just been given away
                 copied = await copy_range(self._vdisks, reader, writer, offset=at, to=to, length=some)
         if copied is None:
-            copied = await self._copy_bytes(source, at, target=target, to=to, length=length)
+            # The kernel's own way would refuse what is not aligned on files past its cache.
+            copied = await copy_bytes(
+                functools.partial(self.read, source),
+                lambda at, data: self.write(target, at, data, kill_suid=False),
+                offset=at,
+                to=to,
+                length=length,
+            )
         return reply.pack(copied) if reply is _U64 else reply.pack(copied, 0)
-
-    async def _copy_bytes(self, source: int, at: int, *, target: int, to: int, length: int) -> int:
-        """From or to another node's vdisk. The kernel's own way would refuse what is not aligned on files past its cache."""
-        done = 0
-        while done < min(length, _COPY_REMOTE_MAX):
-            data = await self.read(source, at + done, min(_COPY_PIECE, length - done))
-            if not data:
-                break
-            await self.write(target, to + done, data, kill_suid=False)
-            done += len(data)
-        return done
 
 
 def _vdisk_of(fh: int) -> VdiskId:

@@ -5,6 +5,8 @@ becomes PARENT places: no data moves. So `cp`, which asks piece by piece, makes 
 is kept from then on (its generation moves), because the child reads it. Of a vdisk that another node owns bytes are copied.
 """
 
+from collections.abc import Awaitable, Callable
+
 from metadata.ids import HOLE
 from metadata.units import BLOCK_BYTES
 from replication.commit import flush
@@ -41,15 +43,33 @@ async def copy_range(
         and await _share(vdisks, source, target, offset=offset, length=length)
     ):
         return length
+    return await copy_bytes(
+        lambda at, count: read(source, at, count),
+        lambda at, data: write(target, at, data),
+        offset=offset,
+        to=to,
+        length=length,
+    )
+
+
+async def copy_bytes(
+    read_at: Callable[[int, int], Awaitable[bytes]],
+    write_at: Callable[[int, bytes], Awaitable[object]],
+    *,
+    offset: int,
+    to: int,
+    length: int,
+) -> int:
+    """Copies piece by piece; returns how many bytes: until nothing more is read, or so many as one request may."""
     done = 0
     for _ in range(_PIECES_MAX):
         piece = min(_PIECE_BYTES, length - done)
         if not piece:
             break
-        data = await read(source, offset + done, piece)
+        data = await read_at(offset + done, piece)
         if not data:
             break
-        await write(target, to + done, data)
+        await write_at(to + done, data)
         done += len(data)
     return done
 

@@ -243,6 +243,12 @@ async def sound(vdisks: Vdisks, *ids: int) -> None:
     assert await scrub(vdisks, wanted, quiet) == []
 
 
+async def passes(seconds: float) -> None:
+    """So much time of the run's clock."""
+    with trio.move_on_after(seconds):
+        await trio.sleep_forever()
+
+
 def block(value: int) -> bytes:
     """4 KiB that are not another block's."""
     return (value + 1).to_bytes(8, "little") * (B // 8)

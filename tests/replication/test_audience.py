@@ -14,7 +14,7 @@ from replication.cluster import CALL_DATA_BYTES_MAX, SUBSCRIPTION_S, Answer, Lin
 from replication.log import Commit, Pending
 from replication.pool import GroupFile
 from replication.publication import PUBLISH, Publication, told_in
-from tests.replication.rig import run
+from tests.replication.rig import passes, run
 from tests.replication.switch import Switch
 
 V = 20
@@ -81,11 +81,6 @@ async def took(what: Callable[[], Awaitable[object]]) -> float:
     with trio.move_on_after(NEVER_S):
         await what()
     return trio.current_time() - begun_s
-
-
-async def passes(seconds: float) -> None:
-    with trio.move_on_after(seconds):
-        await trio.sleep_forever()
 
 
 def test_a_flush_waits_until_all_that_follow_have_acknowledged() -> None:

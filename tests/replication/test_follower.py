@@ -11,13 +11,13 @@ from metadata.errors import NotOwner, Unavailable
 from metadata.ids import VdiskId
 from replication.cluster import SUBSCRIPTION_S, Answer
 from replication.commit import flush
-from replication.company import Company
 from replication.follower import ASK_S, TRUSTED_S, Newest
 from replication.head import Head
 from replication.publication import SUBSCRIBE, UNSUBSCRIBE
 from replication.vdisks import Vdisks
 from tests.replication.cluster_rig import ClusterRig
-from tests.replication.rig import block, close_and_rest, create, run, write
+from tests.replication.rig import block, close_and_rest, create, passes, run, write
+from tests.replication.sharing import company_of
 
 V = 20
 
@@ -25,16 +25,6 @@ V = 20
 @pytest.fixture
 def cluster(tmp_path: pathlib.Path) -> ClusterRig:
     return ClusterRig(tmp_path)
-
-
-def company_of(vdisks: Vdisks) -> Company:
-    assert vdisks.company is not None
-    return vdisks.company
-
-
-async def passes(seconds: float) -> None:
-    with trio.move_on_after(seconds):
-        await trio.sleep_forever()
 
 
 async def newest(vdisks: Vdisks) -> Newest:

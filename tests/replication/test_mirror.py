@@ -6,22 +6,16 @@ import pytest
 import trio
 
 from metadata.ids import VdiskId
-from replication.company import Company
 from replication.ownership import Owner
-from replication.vdisks import Vdisks
 from tests.replication.cluster_rig import ClusterRig
 from tests.replication.rig import block, close_and_rest, create, run, write
+from tests.replication.sharing import company_of
 from tests.replication.snapshotting import clone, delete, snap
 
 
 @pytest.fixture
 def cluster(tmp_path: pathlib.Path) -> ClusterRig:
     return ClusterRig(tmp_path)
-
-
-def company_of(vdisks: Vdisks) -> Company:
-    assert vdisks.company is not None
-    return vdisks.company
 
 
 async def settled() -> None:

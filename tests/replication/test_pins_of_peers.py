@@ -14,9 +14,10 @@ from replication.collector import Collector
 from replication.commit import flush
 from replication.vdisks import Vdisks
 from tests.replication.cluster_rig import ClusterRig
-from tests.replication.rig import B, block, blocks, create, run, write
+from tests.replication.rig import B, block, blocks, create, passes, run, write
+from tests.replication.sharing import company_of
 from tests.replication.snapshotting import clone, snap, view_content
-from tests.replication.test_versions import company_of, content, newest_content, opened, passes
+from tests.replication.test_versions import content, newest_content, opened
 
 V, CLONE = 20, 21
 BLOCKS = 2048

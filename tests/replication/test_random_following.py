@@ -12,9 +12,9 @@ from replication.collector import Collector
 from replication.commit import flush
 from replication.vdisks import Vdisks
 from tests.replication.cluster_rig import ClusterRig
-from tests.replication.rig import B, block, create, run, write
+from tests.replication.rig import B, block, create, passes, run, write
 from tests.replication.snapshotting import snap, view_content
-from tests.replication.test_versions import content, opened, passes
+from tests.replication.test_versions import content, opened
 
 V, BLOCKS, STEPS = 20, 700, 150
 READERS = ("b", "c")

@@ -26,12 +26,12 @@ from tests.replication.rig import (
     expect_errors,
     handles_of,
     opened,
+    passes,
     run,
     sound,
     write,
 )
 from tests.replication.sharing import company_of, counts_of, get, put, writer
-from tests.replication.test_versions import passes
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from metadata.ids import VdiskId
 from replication import head_read
 from replication.checkpoint import checkpoint
 from replication.commit import flush
-from replication.company import Company
 from replication.head import Head
 from replication.vdisks import Vdisks
 from replication.versions import FIRST_ID, LOOKUP_PIN_S
 from replication.view import View
 from tests.replication.cluster_rig import ClusterRig
-from tests.replication.rig import B, block, blocks, create, handles_of, run, write
+from tests.replication.rig import B, block, blocks, create, handles_of, passes, run, write
+from tests.replication.sharing import company_of
 from tests.replication.snapshotting import clone, rollback, snap, view_content
 
 V, CLONE = 20, 21
@@ -28,16 +28,6 @@ V, CLONE = 20, 21
 @pytest.fixture
 def cluster(tmp_path: pathlib.Path) -> ClusterRig:
     return ClusterRig(tmp_path)
-
-
-def company_of(vdisks: Vdisks) -> Company:
-    assert vdisks.company is not None
-    return vdisks.company
-
-
-async def passes(seconds: float) -> None:
-    with trio.move_on_after(seconds):
-        await trio.sleep_forever()
 
 
 async def opened(vdisks: Vdisks, vdisk: int = V) -> int:
